@@ -1,0 +1,3 @@
+//! Every decision of a broker as a state machine: no `async`, no clock, no randomness, no file, no socket.
+
+pub mod time;

@@ -1,0 +1,3 @@
+//! The shells around the broker's pure core.
+
+pub mod storage;

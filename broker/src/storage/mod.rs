@@ -1,0 +1,3 @@
+//! Everything that touches data files.
+
+pub mod file_system;

@@ -1,0 +1,84 @@
+//! Which messages exist, and which reply belongs to which request.
+
+/// The number of a request, its reply, or a one-way message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ApiKey(pub u16);
+
+/// The protocol version that this code speaks. Agreed on in the handshake; bodies grow by protobuf fields, so it is
+/// raised only for changes that an older peer could not pass over.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+macro_rules! api_keys {
+    ($($(#[$doc:meta])* $name:ident = $number:literal, $text:literal;)*) => {
+        impl ApiKey {
+            $($(#[$doc])* pub const $name: Self = Self($number);)*
+
+            /// Every API of this version.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// The name used in logs and metrics.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self.0 {
+                    $($number => $text,)*
+                    _ => "unknown",
+                }
+            }
+        }
+    };
+}
+
+api_keys! {
+    /// First on every connection: versions, features, names.
+    HANDSHAKE = 1, "handshake";
+    /// A round of authentication.
+    AUTHENTICATE = 2, "authenticate";
+    /// Keeps an idle connection open and measures its round trip.
+    PING = 3, "ping";
+    /// One-way, from the broker: why it closes the connection.
+    GOODBYE = 4, "goodbye";
+    /// Brokers, topics and who leads their partitions.
+    METADATA = 10, "metadata";
+    /// Makes a topic.
+    CREATE_TOPIC = 11, "create_topic";
+    /// Settings and state of topics.
+    DESCRIBE_TOPICS = 12, "describe_topics";
+    /// Changes settings or adds partitions.
+    ALTER_TOPIC = 13, "alter_topic";
+    /// Removes a topic.
+    DELETE_TOPIC = 14, "delete_topic";
+    /// Appends batches.
+    PRODUCE = 20, "produce";
+    /// One-way, from the broker: how many bytes of batches may be produced in all.
+    PRODUCE_CREDIT = 21, "produce_credit";
+    /// Finds offsets by position or by time.
+    LIST_OFFSETS = 22, "list_offsets";
+    /// A plain bounded read, for tools.
+    READ = 23, "read";
+    /// Opens a subscription.
+    SUBSCRIBE = 30, "subscribe";
+    /// One-way, from the broker: batches, or a watermark that moved.
+    PUSH = 31, "push";
+    /// One-way: how many bytes may be pushed in all.
+    CREDIT = 32, "credit";
+    /// Ends a subscription.
+    UNSUBSCRIBE = 33, "unsubscribe";
+    /// One-way, from the broker: the subscription is over.
+    ENDED = 34, "ended";
+    /// One-way, from a follower: how far it is.
+    REPLICA_ACK = 35, "replica_ack";
+}
+
+/// A message that is answered.
+pub trait Request: prost::Message + Default {
+    /// What a successful reply carries.
+    type Response: prost::Message + Default;
+    /// Its number.
+    const API: ApiKey;
+}
+
+/// A message that is not answered.
+pub trait OneWay: prost::Message + Default {
+    /// Its number.
+    const API: ApiKey;
+}

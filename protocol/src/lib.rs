@@ -1,0 +1,16 @@
+//! The wire protocol and the record batch format of Highwater.
+//!
+//! Everything here is pure: no `async`, no clock, no randomness, no file, no socket. `docs/wire.md` describes the bytes;
+//! the golden files under `tests/golden` are the specification.
+
+pub mod api;
+pub mod batch;
+pub mod compression;
+pub mod error_code;
+pub mod frame;
+pub mod ids;
+pub mod key_hash;
+pub mod limits;
+pub mod messages;
+pub mod topic_name;
+pub mod varint;

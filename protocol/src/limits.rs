@@ -1,0 +1,50 @@
+//! Every limit of the protocol, in one place. A length read from a peer is compared with one of these before anything
+//! is allocated for it.
+
+/// Bytes of one whole record batch, header included. A topic may set a smaller bound, never a larger one.
+pub const BATCH_BYTES_MAX: usize = 16 << 20;
+
+/// Bytes of the records section of one batch after decompression. Bounds what a hostile batch can expand to.
+pub const RECORDS_BYTES_MAX: usize = 64 << 20;
+
+/// Bytes of a frame's protobuf body.
+pub const BODY_BYTES_MAX: usize = 4 << 20;
+
+/// Bytes of a frame after its header: body and attachment.
+pub const FRAME_BYTES_MAX: usize = BATCH_BYTES_MAX + BODY_BYTES_MAX;
+
+/// Batches in one produce request.
+pub const PRODUCE_BATCHES_MAX: usize = 4096;
+
+/// Bytes of a batch header with all its extensions.
+pub const HEADER_LENGTH_MAX: usize = 256;
+
+/// Headers of one record.
+pub const RECORD_HEADERS_MAX: usize = 1024;
+
+/// Bytes of a topic name.
+pub const TOPIC_NAME_BYTES_MAX: usize = 249;
+
+/// Bytes of a client name, a namespace or the name of an authentication method.
+pub const NAME_BYTES_MAX: usize = 256;
+
+/// Partitions of one topic.
+pub const PARTITIONS_MAX: u32 = 10_000;
+
+/// Rounds of an authentication exchange before it is refused.
+pub const AUTHENTICATION_ROUNDS_MAX: usize = 8;
+
+/// Bytes that one push or read reply carries, unless a single batch is larger.
+pub const PUSH_BYTES: usize = 1 << 20;
+
+/// Bytes of error text in a reply; longer text is cut.
+pub const ERROR_MESSAGE_BYTES_MAX: usize = 1024;
+
+// A maximal batch and its produce body fit a frame, and so does a push.
+const _: () = assert!(BATCH_BYTES_MAX + BODY_BYTES_MAX <= FRAME_BYTES_MAX);
+const _: () = assert!(PUSH_BYTES <= FRAME_BYTES_MAX - BODY_BYTES_MAX);
+// Lengths of frames, batches and records are u32 on the wire, and i32 once a Kafka listener passes them through.
+const _: () = assert!(FRAME_BYTES_MAX <= i32::MAX as usize);
+const _: () = assert!(RECORDS_BYTES_MAX <= i32::MAX as usize);
+// One produce entry takes at most some 64 bytes of body.
+const _: () = assert!(PRODUCE_BATCHES_MAX * 64 <= BODY_BYTES_MAX);

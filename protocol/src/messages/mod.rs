@@ -1,0 +1,124 @@
+//! The bodies of frames: protobuf messages as plain structs. `proto/highwater.proto` says the same for other languages.
+
+mod handshake;
+mod list_offsets;
+mod metadata;
+mod produce;
+mod read;
+mod subscribe;
+mod topics;
+
+use crate::ids;
+
+pub use handshake::{
+    AuthenticateReply, AuthenticateRequest, Goodbye, HandshakeReply, HandshakeRequest, PingReply, PingRequest,
+};
+pub use list_offsets::{
+    ListOffsetsReply, ListOffsetsRequest, OffsetQuery, OffsetResult, Position,
+};
+pub use metadata::{BrokerInfo, MetadataReply, MetadataRequest, PartitionInfo, TopicInfo};
+pub use produce::{Acks, ProduceBatch, ProduceCredit, ProduceReply, ProduceRequest, ProduceResult, Stage};
+pub use read::{ReadReply, ReadRequest};
+pub use subscribe::{
+    AbortedRange, Credit, Divergence, Ended, Isolation, Push, ReplicaAck, ReplicaIdentity, SubscribeReply,
+    SubscribeRequest, UnsubscribeReply, UnsubscribeRequest,
+};
+pub use topics::{
+    AlterTopicReply, AlterTopicRequest, ConfigEntry, ConfigSource, CorruptRange, CreateTopicReply, CreateTopicRequest,
+    DeleteTopicReply, DeleteTopicRequest, DescribeTopicsReply, DescribeTopicsRequest, PartitionDescription,
+    TopicDescription,
+};
+
+/// A 128-bit id, as two numbers so that it costs no allocation.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, prost::Message)]
+pub struct Uuid {
+    /// The first eight bytes, big-endian.
+    #[prost(fixed64, tag = "1")]
+    pub high: u64,
+    /// The last eight bytes, big-endian.
+    #[prost(fixed64, tag = "2")]
+    pub low: u64,
+}
+
+impl From<u128> for Uuid {
+    fn from(value: u128) -> Self {
+        Self { high: (value >> 64) as u64, low: value as u64 }
+    }
+}
+
+impl From<Uuid> for u128 {
+    fn from(value: Uuid) -> Self {
+        (Self::from(value.high) << 64) | Self::from(value.low)
+    }
+}
+
+macro_rules! uuid_of {
+    ($($id:ident),*) => {
+        $(impl From<ids::$id> for Uuid {
+            fn from(id: ids::$id) -> Self {
+                id.0.into()
+            }
+        }
+
+        impl From<Uuid> for ids::$id {
+            fn from(id: Uuid) -> Self {
+                Self(id.into())
+            }
+        })*
+    };
+}
+uuid_of!(TopicId, DirectoryId, ClusterId);
+
+/// The body of a reply with `FLAG_ERROR`.
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
+pub struct ErrorReply {
+    /// An [`ErrorCode`](crate::error_code::ErrorCode).
+    #[prost(uint32, tag = "1")]
+    pub code: u32,
+    /// What happened, to what, and what to do, for people.
+    #[prost(string, tag = "2")]
+    pub message: String,
+}
+
+/// Ties each message to its number and its reply.
+macro_rules! requests {
+    ($($request:ident => $response:ident = $api:ident),* $(,)?) => {
+        $(impl crate::api::Request for $request {
+            type Response = $response;
+            const API: crate::api::ApiKey = crate::api::ApiKey::$api;
+        })*
+    };
+}
+
+macro_rules! one_ways {
+    ($($message:ident = $api:ident),* $(,)?) => {
+        $(impl crate::api::OneWay for $message {
+            const API: crate::api::ApiKey = crate::api::ApiKey::$api;
+        })*
+    };
+}
+
+requests! {
+    HandshakeRequest => HandshakeReply = HANDSHAKE,
+    AuthenticateRequest => AuthenticateReply = AUTHENTICATE,
+    PingRequest => PingReply = PING,
+    MetadataRequest => MetadataReply = METADATA,
+    CreateTopicRequest => CreateTopicReply = CREATE_TOPIC,
+    DescribeTopicsRequest => DescribeTopicsReply = DESCRIBE_TOPICS,
+    AlterTopicRequest => AlterTopicReply = ALTER_TOPIC,
+    DeleteTopicRequest => DeleteTopicReply = DELETE_TOPIC,
+    ProduceRequest => ProduceReply = PRODUCE,
+    ListOffsetsRequest => ListOffsetsReply = LIST_OFFSETS,
+    ReadRequest => ReadReply = READ,
+    SubscribeRequest => SubscribeReply = SUBSCRIBE,
+    UnsubscribeRequest => UnsubscribeReply = UNSUBSCRIBE,
+}
+
+one_ways! {
+    Goodbye = GOODBYE,
+    ProduceCredit = PRODUCE_CREDIT,
+    Push = PUSH,
+    Credit = CREDIT,
+    Ended = ENDED,
+    ReplicaAck = REPLICA_ACK,
+}
