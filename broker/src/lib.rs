@@ -1,3 +1,4 @@
 //! The shells around the broker's pure core.
 
+pub mod env;
 pub mod storage;
