@@ -1,0 +1,3 @@
+//! The cluster's metadata as a command machine: which topics there are, how they are set, and who has their partitions.
+
+pub mod topic_config;
