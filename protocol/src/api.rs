@@ -1,5 +1,7 @@
 //! Which messages exist, and which reply belongs to which request.
 
+use crate::body::Body;
+
 /// The number of a request, its reply, or a one-way message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ApiKey(pub u16);
@@ -70,15 +72,15 @@ api_keys! {
 }
 
 /// A message that is answered.
-pub trait Request: prost::Message + Default {
+pub trait Request: Body {
     /// What a successful reply carries.
-    type Response: prost::Message + Default;
+    type Response: Body;
     /// Its number.
     const API: ApiKey;
 }
 
 /// A message that is not answered.
-pub trait OneWay: prost::Message + Default {
+pub trait OneWay: Body {
     /// Its number.
     const API: ApiKey;
 }

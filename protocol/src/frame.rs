@@ -9,6 +9,7 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use crate::api::ApiKey;
+use crate::body::{self, Body, BodyError};
 use crate::ids::CorrelationId;
 use crate::limits::{BODY_BYTES_MAX, FRAME_BYTES_MAX};
 
@@ -55,6 +56,16 @@ pub struct Frame {
     pub attachment: Bytes,
 }
 
+impl Frame {
+    /// Decodes the body within the bounds of `M`; see [`body::decode`].
+    ///
+    /// # Errors
+    /// When the body is not this message, or has more fields than the message may have.
+    pub fn decode_body<M: Body>(&self) -> Result<M, BodyError> {
+        body::decode(&self.body)
+    }
+}
+
 /// Why bytes are not a frame. After any of these the stream cannot be followed further.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
@@ -70,7 +81,9 @@ pub enum FrameError {
         limit: usize,
     },
     /// The body is larger than the limit or than the frame.
-    #[error("frame body of {body_length} bytes does not fit its frame of {length} bytes or the limit of {BODY_BYTES_MAX}")]
+    #[error(
+        "frame body of {body_length} bytes does not fit its frame of {length} bytes or the limit of {BODY_BYTES_MAX}"
+    )]
     BodyLength {
         /// Bytes of the body, from the header.
         body_length: usize,
@@ -92,8 +105,8 @@ pub enum FrameError {
 
 /// Writes the header and the body of a frame whose attachment of `attachment_length` bytes follows separately.
 ///
-/// # Panics
-/// When body or attachment are beyond the limits: the caller bounds what it builds.
+/// # Errors
+/// When body or attachment are beyond the limits; `out` is as it was.
 pub fn encode_frame_head(
     api: ApiKey,
     flags: u16,
@@ -101,11 +114,15 @@ pub fn encode_frame_head(
     body: &impl prost::Message,
     attachment_length: usize,
     out: &mut BytesMut,
-) {
+) -> Result<(), FrameError> {
     let body_length = body.encoded_len();
-    assert!(body_length <= BODY_BYTES_MAX, "frame body of {body_length} bytes");
-    let length = body_length + attachment_length;
-    assert!(length <= FRAME_BYTES_MAX, "frame of {length} bytes");
+    let length = body_length.saturating_add(attachment_length);
+    if body_length > BODY_BYTES_MAX {
+        return Err(FrameError::BodyLength { body_length, length });
+    }
+    if length > FRAME_BYTES_MAX {
+        return Err(FrameError::TooLarge { length, limit: FRAME_BYTES_MAX });
+    }
     let start = out.len();
     out.reserve(FRAME_HEADER_LENGTH + body_length);
     out.put_u32_le(FRAME_MAGIC);
@@ -123,6 +140,7 @@ pub fn encode_frame_head(
         hasher.finalize()
     };
     out[start + FRAME_HEADER_LENGTH - 4..start + FRAME_HEADER_LENGTH].copy_from_slice(&crc.to_le_bytes());
+    Ok(())
 }
 
 /// Cuts a stream of bytes into frames, without I/O.
@@ -180,6 +198,17 @@ impl Splitter {
             Some(header) => FRAME_HEADER_LENGTH + header.length as usize,
         };
         Ok(needed.saturating_sub(input.len()))
+    }
+
+    /// How many bytes to reserve in `input` before the next read.
+    ///
+    /// Follows what has arrived (at least `chunk` bytes, at most as many as are already there, never more than the frame
+    /// needs beyond a chunk), so that a peer which only announces a large frame does not make its receiver allocate one.
+    ///
+    /// # Errors
+    /// When the bytes cannot be a frame.
+    pub fn read_ahead(&self, input: &[u8], chunk: usize) -> Result<usize, FrameError> {
+        Ok(self.missing(input)?.min(input.len()).max(chunk))
     }
 
     /// The header at the front of `input`, checked against the limits but not against its checksum.

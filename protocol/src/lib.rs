@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod batch;
+pub mod body;
 pub mod compression;
 pub mod error_code;
 pub mod frame;

@@ -10,6 +10,16 @@ pub const RECORDS_BYTES_MAX: usize = 64 << 20;
 /// Bytes of a frame's protobuf body.
 pub const BODY_BYTES_MAX: usize = 4 << 20;
 
+/// Fields of a request's body, or of a reply that is not about many topics: what bounds the memory that a decoded body
+/// takes beyond its own bytes.
+pub const REQUEST_FIELDS_MAX: usize = 16 << 10;
+
+/// Fields of a reply about many topics and partitions, their inner messages included.
+pub const REPLY_FIELDS_MAX: usize = 256 << 10;
+
+/// Bytes after the header of a frame before the peer is authenticated.
+pub const HANDSHAKE_FRAME_BYTES_MAX: usize = 64 << 10;
+
 /// Bytes of a frame after its header: body and attachment.
 pub const FRAME_BYTES_MAX: usize = BATCH_BYTES_MAX + BODY_BYTES_MAX;
 
@@ -18,6 +28,9 @@ pub const PRODUCE_BATCHES_MAX: usize = 4096;
 
 /// Bytes of a batch header with all its extensions.
 pub const HEADER_LENGTH_MAX: usize = 256;
+
+/// Bytes that a record takes at least: its length, attributes, two deltas, two absent fields and a header count.
+pub const RECORD_LENGTH_MIN: usize = 7;
 
 /// Headers of one record.
 pub const RECORD_HEADERS_MAX: usize = 1024;
@@ -46,5 +59,8 @@ const _: () = assert!(PUSH_BYTES <= FRAME_BYTES_MAX - BODY_BYTES_MAX);
 // Lengths of frames, batches and records are u32 on the wire, and i32 once a Kafka listener passes them through.
 const _: () = assert!(FRAME_BYTES_MAX <= i32::MAX as usize);
 const _: () = assert!(RECORDS_BYTES_MAX <= i32::MAX as usize);
+// A request may name every partition of a topic, and every batch that it may carry.
+const _: () =
+    assert!(PARTITIONS_MAX as usize <= REQUEST_FIELDS_MAX && PRODUCE_BATCHES_MAX <= REQUEST_FIELDS_MAX);
 // One produce entry takes at most some 64 bytes of body.
 const _: () = assert!(PRODUCE_BATCHES_MAX * 64 <= BODY_BYTES_MAX);

@@ -2,7 +2,10 @@
 
 use bytes::Bytes;
 
-use super::header::{ATTRIBUTE_TRANSACTIONAL, HEADER_LENGTH, LeaderStamp, PRODUCER_HEADER_LENGTH, ProducerHeader, encode_header};
+use super::header::{
+    ATTRIBUTE_TRANSACTIONAL, HEADER_LENGTH, LeaderStamp, PRODUCER_HEADER_LENGTH, ProducerHeader,
+    encode_header,
+};
 use crate::compression::{Compression, CompressionError};
 use crate::ids::{ProducerId, TopicPartition};
 use crate::limits::BATCH_BYTES_MAX;
@@ -124,7 +127,11 @@ impl BatchBuilder {
     ///
     /// # Panics
     /// When the batch is empty or larger than `BATCH_BYTES_MAX`: the caller bounds what it pushes.
-    pub fn build(self, partition: TopicPartition, compression: Compression) -> Result<Bytes, CompressionError> {
+    pub fn build(
+        self,
+        partition: TopicPartition,
+        compression: Compression,
+    ) -> Result<Bytes, CompressionError> {
         assert!(self.record_count > 0, "a batch has at least one record");
         let (producer_id, producer_epoch, first_sequence) = self.producer;
         let transactional = if self.transactional { ATTRIBUTE_TRANSACTIONAL } else { 0 };

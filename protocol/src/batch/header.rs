@@ -3,8 +3,9 @@
 use bytes::{Buf, BufMut};
 
 use crate::compression::{Compression, CompressionError};
+use crate::error_code::ErrorCode;
 use crate::ids::{LeaderEpoch, Offset, ProducerId, TopicPartition};
-use crate::limits::{BATCH_BYTES_MAX, HEADER_LENGTH_MAX};
+use crate::limits::{BATCH_BYTES_MAX, HEADER_LENGTH_MAX, RECORD_LENGTH_MIN, RECORDS_BYTES_MAX};
 
 /// The first two bytes of every batch, read as little-endian.
 pub const BATCH_MAGIC: u16 = u16::from_le_bytes([0xb7, 0x48]);
@@ -71,7 +72,9 @@ pub enum BatchError {
     #[error(transparent)]
     Compression(#[from] CompressionError),
     /// `record_count`, `last_offset_delta` and the length contradict each other.
-    #[error("batch has {record_count} records, last offset delta {last_offset_delta}, in {records_length} bytes")]
+    #[error(
+        "batch has {record_count} records, last offset delta {last_offset_delta}, in {records_length} bytes"
+    )]
     Counts {
         /// From the header.
         record_count: u32,
@@ -80,6 +83,9 @@ pub enum BatchError {
         /// Bytes of the records section.
         records_length: usize,
     },
+    /// The batch is good, but not as a producer may send it.
+    #[error("batch is not as a producer sends it: {0}")]
+    NotProduced(&'static str),
     /// The header was damaged, or belongs to another partition.
     #[error("batch header checksum {computed:#010x} differs from {stored:#010x}")]
     HeaderChecksum {
@@ -96,6 +102,20 @@ pub enum BatchError {
         /// Of the bytes there.
         computed: u32,
     },
+}
+
+impl BatchError {
+    /// What a producer is told about a batch with this error.
+    #[must_use]
+    pub const fn code(&self) -> ErrorCode {
+        match self {
+            Self::BatchLength(length) if *length > BATCH_BYTES_MAX => ErrorCode::BatchTooLarge,
+            Self::Format(_) | Self::HeaderLength(_) | Self::Flags { .. } | Self::Compression(_) => {
+                ErrorCode::UnsupportedFormat
+            }
+            _ => ErrorCode::CorruptBatch,
+        }
+    }
 }
 
 /// The part of the header that the appending leader stamps.
@@ -205,15 +225,18 @@ impl BatchHeader {
 
     fn check_consistency(&self) -> Result<(), BatchError> {
         let producer = &self.producer;
-        if self.leader.leader_flags & !LEADER_FLAGS_KNOWN != 0 || producer.attributes & !ATTRIBUTES_KNOWN != 0 {
+        if self.leader.leader_flags & !LEADER_FLAGS_KNOWN != 0 || producer.attributes & !ATTRIBUTES_KNOWN != 0
+        {
             return Err(BatchError::Flags {
                 leader_flags: self.leader.leader_flags,
                 attributes: producer.attributes,
             });
         }
-        self.compression()?;
         // A cleaned batch has fewer records than offsets, never more; offsets fit i32 as a later listener needs.
+        let raw_length_max =
+            if self.compression()? == Compression::None { self.records_length() } else { RECORDS_BYTES_MAX };
         let counts_fit = producer.record_count <= producer.last_offset_delta.saturating_add(1)
+            && producer.record_count as usize <= raw_length_max / RECORD_LENGTH_MIN
             && producer.last_offset_delta <= i32::MAX as u32
             && self.leader.base_offset.checked_add_count(u64::from(producer.last_offset_delta) + 1).is_some();
         if !counts_fit {
@@ -311,13 +334,59 @@ impl BatchHeader {
         Ok(header)
     }
 
+    /// Decodes and verifies a batch that a producer sent: the whole of `bytes`, without extensions, the leader's part
+    /// still 0, as many records as offsets, and a producer that is either absent or named with an epoch and a sequence.
+    ///
+    /// The records themselves are not decoded. Which compressions and producers are accepted is the broker's decision.
+    ///
+    /// # Errors
+    /// Says what is wrong; [`BatchError::code`] is what the producer is told.
+    pub fn decode_produced(bytes: &[u8], partition: TopicPartition) -> Result<Self, BatchError> {
+        let header = Self::decode(bytes)?;
+        if header.length() < bytes.len() {
+            return Err(BatchError::NotProduced("bytes follow it"));
+        }
+        header.check_produced()?;
+        header.verify_header(bytes, partition)?;
+        header.verify_records(bytes)?;
+        Ok(header)
+    }
+
+    fn check_produced(&self) -> Result<(), BatchError> {
+        let producer = &self.producer;
+        if usize::from(self.header_length) != HEADER_LENGTH {
+            return Err(BatchError::HeaderLength(usize::from(self.header_length)));
+        }
+        if self.leader != LeaderStamp::default() {
+            return Err(BatchError::NotProduced("the leader's part of its header is not 0"));
+        }
+        // Otherwise a few bytes could use up two thousand million offsets.
+        if producer.record_count != producer.last_offset_delta.saturating_add(1) {
+            return Err(BatchError::NotProduced("it has fewer records than offsets"));
+        }
+        if producer.max_timestamp < producer.first_timestamp {
+            return Err(BatchError::NotProduced("its greatest timestamp is below its first"));
+        }
+        let absent = producer.producer_epoch == u16::MAX && producer.first_sequence == u32::MAX;
+        let named = producer.producer_epoch <= i16::MAX as u16 && producer.first_sequence <= i32::MAX as u32;
+        match producer.producer_id {
+            ProducerId::NONE if !absent => {
+                Err(BatchError::NotProduced("its producer is absent but has an epoch"))
+            }
+            ProducerId::NONE => Ok(()),
+            _ if !named => Err(BatchError::NotProduced("its producer epoch or sequence is out of range")),
+            _ => Ok(()),
+        }
+    }
+
     /// The leader's header for these bytes under a new stamp: what is written instead of the first `HEADER_LENGTH`
     /// bytes of a batch that a producer sent. Everything else of the batch stays as it is.
     ///
-    /// Only for headers without extensions, which are all that a producer may send.
+    /// # Panics
+    /// When the header has extensions: [`BatchHeader::decode_produced`] refuses those.
     #[must_use]
     pub fn stamped(&self, stamp: LeaderStamp, partition: TopicPartition) -> [u8; HEADER_LENGTH] {
-        debug_assert_eq!(usize::from(self.header_length), HEADER_LENGTH);
+        assert_eq!(usize::from(self.header_length), HEADER_LENGTH, "a stamped header has no extensions");
         encode_header(stamp, self.batch_length, self.crc, partition)
     }
 }

@@ -16,7 +16,9 @@ mod header;
 mod records;
 
 pub use builder::BatchBuilder;
-pub use header::{BatchError, BatchHeader, LeaderStamp, PRODUCER_HEADER_LENGTH, ProducerHeader, scan_for_magic};
-pub use header::{BATCH_LENGTH_MIN, BATCH_MAGIC, BATCH_FORMAT, HEADER_LENGTH};
-pub use header::{LEADER_FLAG_APPEND_TIME, LEADER_FLAG_CONTROL, ATTRIBUTE_TRANSACTIONAL};
-pub use records::{Header, Record, RecordRef, Records, RecordsError, RecordsIter};
+pub use header::{ATTRIBUTE_TRANSACTIONAL, LEADER_FLAG_APPEND_TIME, LEADER_FLAG_CONTROL};
+pub use header::{BATCH_FORMAT, BATCH_LENGTH_MIN, BATCH_MAGIC, HEADER_LENGTH};
+pub use header::{
+    BatchError, BatchHeader, LeaderStamp, PRODUCER_HEADER_LENGTH, ProducerHeader, scan_for_magic,
+};
+pub use records::{Header, HeaderRef, Record, RecordRef, Records, RecordsError, RecordsIter};

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::header::{BatchError, BatchHeader, LEADER_FLAG_APPEND_TIME};
 use crate::compression::{Compression, CompressionError};
 use crate::ids::{Offset, TopicPartition};
-use crate::limits::{RECORD_HEADERS_MAX, RECORDS_BYTES_MAX};
+use crate::limits::{RECORD_HEADERS_MAX, RECORD_LENGTH_MIN, RECORDS_BYTES_MAX};
 use crate::varint::take_varint;
 
 /// Why a records section does not decode. Its checksum was good, so its producer wrote it like that.
@@ -58,6 +58,9 @@ pub struct Header {
     pub value: Option<Bytes>,
 }
 
+/// A borrowed header: name and value.
+pub type HeaderRef<'a> = (&'a str, Option<&'a [u8]>);
+
 /// A record with slices of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
@@ -100,14 +103,15 @@ impl<'a> RecordRef<'a> {
     ///
     /// # Errors
     /// When they do not decode.
-    pub fn headers(&self) -> Result<Vec<(&'a str, Option<&'a [u8]>)>, RecordsError> {
+    pub fn headers(&self) -> Result<Vec<HeaderRef<'a>>, RecordsError> {
         let malformed = || RecordsError::Malformed { index: self.index };
         let mut rest = self.headers;
         // Bounded by RECORD_HEADERS_MAX, checked when the record was decoded.
         let mut headers = Vec::with_capacity(self.header_count as usize);
         for _ in 0..self.header_count {
             let name = take_field(&mut rest).ok_or_else(malformed)?.ok_or_else(malformed)?;
-            let name = std::str::from_utf8(name).map_err(|_| RecordsError::HeaderName { index: self.index })?;
+            let name =
+                std::str::from_utf8(name).map_err(|_| RecordsError::HeaderName { index: self.index })?;
             let value = take_field(&mut rest).ok_or_else(malformed)?;
             headers.push((name, value));
         }
@@ -232,7 +236,9 @@ impl<'a> RecordsIter<'a> {
         let value = take_field(&mut body).ok_or_else(malformed)?;
         let header_count = take_varint(&mut body).ok_or_else(malformed)?;
         let header_count = u32::try_from(header_count).map_err(|_| malformed())?;
-        if header_count as usize > RECORD_HEADERS_MAX || (header_count == 0 && !body.is_empty()) {
+        // A header takes two bytes at least.
+        let header_count_max = RECORD_HEADERS_MAX.min(body.len() / 2);
+        if header_count as usize > header_count_max || (header_count == 0 && !body.is_empty()) {
             return Err(malformed());
         }
         self.delta_min = delta + 1;
@@ -241,7 +247,7 @@ impl<'a> RecordsIter<'a> {
             offset: Offset(self.header.leader.base_offset.0 + delta as u64),
             timestamp: self
                 .append_time_ms
-                .unwrap_or_else(|| self.header.producer.first_timestamp.saturating_add(timestamp_delta)),
+                .unwrap_or_else(|| self.header.producer.first_timestamp.wrapping_add(timestamp_delta)),
             key,
             value,
             index,
@@ -271,8 +277,9 @@ impl<'a> Iterator for RecordsIter<'a> {
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
-        // At least seven bytes a record: a hostile count must not become an allocation.
-        let upper = ((self.header.producer.record_count - self.index) as usize).min(self.rest.len() / 7 + 1);
+        // A hostile count must not become an allocation.
+        let upper = (self.header.producer.record_count - self.index) as usize;
+        let upper = upper.min(self.rest.len() / RECORD_LENGTH_MIN + 1);
         (0, Some(upper + 1))
     }
 }

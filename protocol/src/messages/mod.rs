@@ -8,14 +8,14 @@ mod read;
 mod subscribe;
 mod topics;
 
+use crate::body::{Body, Nested};
 use crate::ids;
+use crate::limits::REPLY_FIELDS_MAX;
 
 pub use handshake::{
     AuthenticateReply, AuthenticateRequest, Goodbye, HandshakeReply, HandshakeRequest, PingReply, PingRequest,
 };
-pub use list_offsets::{
-    ListOffsetsReply, ListOffsetsRequest, OffsetQuery, OffsetResult, Position,
-};
+pub use list_offsets::{ListOffsetsReply, ListOffsetsRequest, OffsetQuery, OffsetResult, Position};
 pub use metadata::{BrokerInfo, MetadataReply, MetadataRequest, PartitionInfo, TopicInfo};
 pub use produce::{Acks, ProduceBatch, ProduceCredit, ProduceReply, ProduceRequest, ProduceResult, Stage};
 pub use read::{ReadReply, ReadRequest};
@@ -24,9 +24,9 @@ pub use subscribe::{
     SubscribeRequest, UnsubscribeReply, UnsubscribeRequest,
 };
 pub use topics::{
-    AlterTopicReply, AlterTopicRequest, ConfigEntry, ConfigSource, CorruptRange, CreateTopicReply, CreateTopicRequest,
-    DeleteTopicReply, DeleteTopicRequest, DescribeTopicsReply, DescribeTopicsRequest, PartitionDescription,
-    TopicDescription,
+    AlterTopicReply, AlterTopicRequest, ConfigEntry, ConfigSource, CorruptRange, CreateTopicReply,
+    CreateTopicRequest, DeleteTopicReply, DeleteTopicRequest, DescribeTopicsReply, DescribeTopicsRequest,
+    PartitionDescription, TopicDescription,
 };
 
 /// A 128-bit id, as two numbers so that it costs no allocation.
@@ -83,7 +83,9 @@ pub struct ErrorReply {
 /// Ties each message to its number and its reply.
 macro_rules! requests {
     ($($request:ident => $response:ident = $api:ident),* $(,)?) => {
-        $(impl crate::api::Request for $request {
+        $(impl Body for $request {}
+
+        impl crate::api::Request for $request {
             type Response = $response;
             const API: crate::api::ApiKey = crate::api::ApiKey::$api;
         })*
@@ -92,7 +94,9 @@ macro_rules! requests {
 
 macro_rules! one_ways {
     ($($message:ident = $api:ident),* $(,)?) => {
-        $(impl crate::api::OneWay for $message {
+        $(impl Body for $message {}
+
+        impl crate::api::OneWay for $message {
             const API: crate::api::ApiKey = crate::api::ApiKey::$api;
         })*
     };
@@ -121,4 +125,35 @@ one_ways! {
     Credit = CREDIT,
     Ended = ENDED,
     ReplicaAck = REPLICA_ACK,
+}
+
+macro_rules! replies_of_few_fields {
+    ($($reply:ident),* $(,)?) => {
+        $(impl Body for $reply {})*
+    };
+}
+
+replies_of_few_fields! {
+    ErrorReply,
+    HandshakeReply,
+    AuthenticateReply,
+    PingReply,
+    CreateTopicReply,
+    AlterTopicReply,
+    DeleteTopicReply,
+    ProduceReply,
+    ListOffsetsReply,
+    ReadReply,
+    SubscribeReply,
+    UnsubscribeReply,
+}
+
+impl Body for MetadataReply {
+    const FIELDS_MAX: usize = REPLY_FIELDS_MAX;
+    const NESTED: &'static [Nested] = &[Nested { tag: 5, inside: &[] }];
+}
+
+impl Body for DescribeTopicsReply {
+    const FIELDS_MAX: usize = REPLY_FIELDS_MAX;
+    const NESTED: &'static [Nested] = &[Nested { tag: 1, inside: &[Nested { tag: 7, inside: &[] }] }];
 }
