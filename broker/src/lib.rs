@@ -1,4 +1,5 @@
 //! The shells around the broker's pure core.
 
 pub mod env;
+pub mod observe;
 pub mod storage;

@@ -1,0 +1,224 @@
+//! The metrics of one broker. Counters and gauges are atomics that the hot paths bump; what can be computed is computed
+//! when it is asked for.
+
+use std::fmt;
+use std::sync::atomic::AtomicU64;
+
+use highwater_protocol::api::ApiKey;
+use highwater_protocol::error_code::ErrorCode;
+use parking_lot::Mutex;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+/// The label of per-API counters.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ApiLabel {
+    /// [`ApiKey::name`].
+    pub api: &'static str,
+}
+
+/// The labels of per-error counters.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ErrorLabel {
+    /// [`ApiKey::name`].
+    pub api: &'static str,
+    /// [`ErrorCode::name`].
+    pub error: &'static str,
+}
+
+/// Everything that a broker counts. Fields are public: whoever does a thing counts it.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Mutex<Registry>,
+    requests: Family<ApiLabel, Counter>,
+    errors: Family<ErrorLabel, Counter>,
+    /// Connections that are open.
+    pub connections: Gauge,
+    /// Connections ever accepted.
+    pub connections_total: Counter,
+    /// Connections turned away or closed by the broker for a reason of its own.
+    pub connections_refused: Counter,
+    /// Subscriptions that are live.
+    pub subscriptions: Gauge,
+    /// Bytes read from clients.
+    pub received_bytes: Counter,
+    /// Bytes written to clients.
+    pub sent_bytes: Counter,
+    /// Records appended.
+    pub appended_records: Counter,
+    /// Batches appended.
+    pub appended_batches: Counter,
+    /// Bytes of batches appended.
+    pub appended_bytes: Counter,
+    /// Vectored writes that appended them.
+    pub append_writes: Counter,
+    /// Bytes of batches pushed to subscribers.
+    pub pushed_bytes: Counter,
+    /// Reads that were served at once, from memory.
+    pub reads_hot: Counter,
+    /// Reads that went to an I/O thread first.
+    pub reads_cold: Counter,
+    /// Flushes that failed: each one makes a replica suspect.
+    pub flush_failures: Counter,
+    /// From the write of a batch until it is on stable storage.
+    pub flush_seconds: Histogram,
+    /// Partitions that are open.
+    pub partitions: Gauge,
+    /// Partitions that do not serve because a flush failed.
+    pub partitions_suspect: Gauge,
+    /// Ranges of offsets that cannot be read because their bytes are corrupt.
+    pub corrupt_ranges: Gauge,
+    /// 1 while free disk space is below the reserve.
+    pub read_only: Gauge,
+    /// Bytes free on the data directory's file system.
+    pub disk_available_bytes: Gauge<u64, AtomicU64>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// The metrics of a broker that has done nothing yet.
+    #[must_use]
+    pub fn new() -> Self {
+        let metrics = Self {
+            registry: Mutex::new(Registry::with_prefix("highwater")),
+            requests: Family::default(),
+            errors: Family::default(),
+            connections: Gauge::default(),
+            connections_total: Counter::default(),
+            connections_refused: Counter::default(),
+            subscriptions: Gauge::default(),
+            received_bytes: Counter::default(),
+            sent_bytes: Counter::default(),
+            appended_records: Counter::default(),
+            appended_batches: Counter::default(),
+            appended_bytes: Counter::default(),
+            append_writes: Counter::default(),
+            pushed_bytes: Counter::default(),
+            reads_hot: Counter::default(),
+            reads_cold: Counter::default(),
+            flush_failures: Counter::default(),
+            // 50 µs to 26 s.
+            flush_seconds: Histogram::new(exponential_buckets(50e-6, 2.0, 20)),
+            partitions: Gauge::default(),
+            partitions_suspect: Gauge::default(),
+            corrupt_ranges: Gauge::default(),
+            read_only: Gauge::default(),
+            disk_available_bytes: Gauge::default(),
+        };
+        metrics.register();
+        metrics
+    }
+
+    fn register(&self) {
+        let mut registry = self.registry.lock();
+        registry.register("requests", "requests received, by API", self.requests.clone());
+        registry.register("errors", "requests and batches refused, by API and error", self.errors.clone());
+        registry.register("connections", "connections that are open", self.connections.clone());
+        registry.register("connections_accepted", "connections accepted", self.connections_total.clone());
+        registry.register("connections_refused", "connections turned away", self.connections_refused.clone());
+        registry.register("subscriptions", "subscriptions that are live", self.subscriptions.clone());
+        registry.register("received", "bytes read from clients", self.received_bytes.clone());
+        registry.register("sent", "bytes written to clients", self.sent_bytes.clone());
+        registry.register("appended_records", "records appended", self.appended_records.clone());
+        registry.register("appended_batches", "batches appended", self.appended_batches.clone());
+        registry.register("appended_bytes", "bytes of batches appended", self.appended_bytes.clone());
+        registry.register(
+            "append_writes",
+            "vectored writes that appended batches",
+            self.append_writes.clone(),
+        );
+        registry.register(
+            "pushed_bytes",
+            "bytes of batches pushed to subscribers",
+            self.pushed_bytes.clone(),
+        );
+        registry.register("reads_hot", "reads served from memory at once", self.reads_hot.clone());
+        registry.register("reads_cold", "reads that went to an I/O thread", self.reads_cold.clone());
+        registry.register("flush_failures", "flushes that failed", self.flush_failures.clone());
+        registry.register_with_unit(
+            "flush",
+            "from the write of a batch until it is on stable storage",
+            Unit::Seconds,
+            self.flush_seconds.clone(),
+        );
+        registry.register("partitions", "partitions that are open", self.partitions.clone());
+        registry.register(
+            "partitions_suspect",
+            "partitions that do not serve because a flush failed",
+            self.partitions_suspect.clone(),
+        );
+        registry.register(
+            "corrupt_ranges",
+            "ranges of offsets that cannot be read",
+            self.corrupt_ranges.clone(),
+        );
+        registry.register(
+            "read_only",
+            "1 while free disk space is below the reserve",
+            self.read_only.clone(),
+        );
+        registry.register(
+            "disk_available_bytes",
+            "bytes free where the data directory is",
+            self.disk_available_bytes.clone(),
+        );
+    }
+
+    /// Adds metrics that are computed when they are asked for.
+    pub fn register_collector(&self, collector: impl Collector) {
+        self.registry.lock().register_collector(Box::new(collector));
+    }
+
+    /// The counter of requests of one API. Keep it: looking it up takes a lock.
+    #[must_use]
+    pub fn requests(&self, api: ApiKey) -> Counter {
+        self.requests.get_or_create(&ApiLabel { api: api.name() }).clone()
+    }
+
+    /// Counts an error. Takes a lock: not for what happens all the time.
+    pub fn count_error(&self, api: ApiKey, error: ErrorCode) {
+        self.errors.get_or_create(&ErrorLabel { api: api.name(), error: error.name() }).inc();
+    }
+
+    /// All metrics in the OpenMetrics text format.
+    ///
+    /// # Errors
+    /// When a collector fails.
+    pub fn encode(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        text::encode(&mut text, &self.registry.lock())?;
+        Ok(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_brokers_count_apart_and_names_do_not_clash() {
+        let (one, other) = (Metrics::new(), Metrics::new());
+        one.requests(ApiKey::PRODUCE).inc();
+        one.count_error(ApiKey::PRODUCE, ErrorCode::Busy);
+        let text = one.encode().unwrap();
+        assert!(text.contains("highwater_requests_total{api=\"produce\"} 1"), "{text}");
+        assert!(text.contains("highwater_errors_total{api=\"produce\",error=\"busy\"} 1"), "{text}");
+        assert!(!other.encode().unwrap().contains("api=\"produce\""));
+        let mut names: Vec<_> = text.lines().filter(|line| line.starts_with("# HELP")).collect();
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup_by_key(|line| line.split(' ').nth(2));
+        assert_eq!(names.len(), count, "two metrics share a name: {text}");
+    }
+}
