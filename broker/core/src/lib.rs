@@ -3,4 +3,5 @@
 pub mod controller;
 pub mod durability;
 pub mod nearest;
+pub mod replica;
 pub mod time;

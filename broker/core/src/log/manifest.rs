@@ -1,0 +1,285 @@
+//! A partition's manifest: the only authority on the size of its sealed segments.
+
+use std::ops::Range;
+
+use bytes::BufMut;
+use highwater_protocol::ids::{LeaderEpoch, Offset};
+
+use super::envelope::{self, Fields, FormatError};
+use super::segment_name::SegmentName;
+
+const MAGIC: [u8; 4] = *b"HWMA";
+const VERSION: u16 = 1;
+
+/// What a partition's directory holds, but for the unsealed tail.
+///
+/// Files whose serial number is `next_serial` or larger are the unsealed tail; smaller ones that are not listed are
+/// leftovers of truncation or retention. A missing manifest means the default.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Manifest {
+    /// Raised by truncation and reset: completions of earlier flush rounds are void.
+    pub log_generation: u64,
+    /// The first offset that is kept.
+    pub log_start: Offset,
+    /// The serial number of the first file that is not sealed.
+    pub next_serial: u64,
+    /// A flush failed: what is in the page cache may not be on the disk.
+    pub suspect: bool,
+    /// Sealed segments by offset. Each was on stable storage before it was listed.
+    pub segments: Vec<SealedSegment>,
+    /// Corrupt ranges by offset, disjoint.
+    pub holes: Vec<Hole>,
+    /// Where each leader epoch starts, within the sealed segments.
+    pub epochs: Vec<EpochStart>,
+}
+
+/// A segment that nothing is appended to any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SealedSegment {
+    /// Which file.
+    pub name: SegmentName,
+    /// The offset after its last batch.
+    pub end_offset: Offset,
+    /// Bytes of batches; the file may be longer.
+    pub length: u64,
+    /// CRC-32 of all batch headers, one after another; each holds the checksum of its records.
+    pub checksum: u32,
+    /// The greatest record timestamp, in milliseconds since the Unix epoch.
+    pub max_timestamp: i64,
+    /// Append time of the first batch, in microseconds since the Unix epoch.
+    pub first_append_time: i64,
+    /// Append time of the last batch, in microseconds since the Unix epoch.
+    pub last_append_time: i64,
+    /// Where the bytes are.
+    pub location: Location,
+}
+
+/// Where the bytes of a segment are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Location {
+    /// In the partition's directory.
+    #[default]
+    Local,
+}
+
+/// A range of offsets whose bytes were on stable storage and are bad or gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hole {
+    /// The first offset that cannot be read.
+    pub start: Offset,
+    /// The next one that can, or where appends went on.
+    pub end: Offset,
+    /// The file with the bad bytes.
+    pub serial: u64,
+    /// The bad bytes; empty if they are gone.
+    pub positions: Range<u64>,
+}
+
+/// Where a leader epoch starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EpochStart {
+    /// The epoch.
+    pub epoch: LeaderEpoch,
+    /// Its first offset.
+    pub start: Offset,
+}
+
+impl Manifest {
+    /// The offset after everything that is listed: segments and holes.
+    #[must_use]
+    pub fn end_offset(&self) -> Offset {
+        let segments = self.segments.last().map_or(self.log_start, |segment| segment.end_offset);
+        let holes = self.holes.last().map_or(self.log_start, |hole| hole.end);
+        self.log_start.max(segments).max(holes)
+    }
+
+    /// The bytes of the file.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        out.put_u64_le(self.log_generation);
+        out.put_u64_le(self.log_start.0);
+        out.put_u64_le(self.next_serial);
+        out.put_u8(u8::from(self.suspect));
+        out.put_u32_le(self.segments.len() as u32);
+        for segment in &self.segments {
+            out.put_u64_le(segment.name.serial);
+            out.put_u64_le(segment.name.base_offset.0);
+            out.put_u64_le(segment.end_offset.0);
+            out.put_u64_le(segment.length);
+            out.put_u32_le(segment.checksum);
+            out.put_i64_le(segment.max_timestamp);
+            out.put_i64_le(segment.first_append_time);
+            out.put_i64_le(segment.last_append_time);
+            match segment.location {
+                Location::Local => out.put_u8(0),
+            }
+        }
+        out.put_u32_le(self.holes.len() as u32);
+        for hole in &self.holes {
+            out.put_u64_le(hole.start.0);
+            out.put_u64_le(hole.end.0);
+            out.put_u64_le(hole.serial);
+            out.put_u64_le(hole.positions.start);
+            out.put_u64_le(hole.positions.end);
+        }
+        out.put_u32_le(self.epochs.len() as u32);
+        for start in &self.epochs {
+            out.put_u32_le(start.epoch.0);
+            out.put_u64_le(start.start.0);
+        }
+        envelope::wrap(MAGIC, VERSION, &out)
+    }
+
+    /// The manifest in a file.
+    ///
+    /// # Errors
+    /// When it is damaged, newer than this code, or contradicts itself.
+    pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+        let (_version, payload) = envelope::unwrap(MAGIC, VERSION, bytes)?;
+        let mut fields = Fields(payload);
+        let mut manifest = Self {
+            log_generation: fields.u64()?,
+            log_start: Offset(fields.u64()?),
+            next_serial: fields.u64()?,
+            suspect: fields.u8()? != 0,
+            ..Self::default()
+        };
+        for _ in 0..fields.count(SEGMENT_BYTES)? {
+            manifest.segments.push(decode_segment(&mut fields)?);
+        }
+        for _ in 0..fields.count(40)? {
+            let hole = Hole {
+                start: Offset(fields.u64()?),
+                end: Offset(fields.u64()?),
+                serial: fields.u64()?,
+                positions: fields.u64()?..fields.u64()?,
+            };
+            manifest.holes.push(hole);
+        }
+        for _ in 0..fields.count(12)? {
+            manifest
+                .epochs
+                .push(EpochStart { epoch: LeaderEpoch(fields.u32()?), start: Offset(fields.u64()?) });
+        }
+        fields.end()?;
+        manifest.check()?;
+        Ok(manifest)
+    }
+
+    fn check(&self) -> Result<(), FormatError> {
+        let segments = self.segments.iter().all(|segment| {
+            segment.name.base_offset <= segment.end_offset && segment.name.serial < self.next_serial
+        }) && self.segments.is_sorted_by(|a, b| a.end_offset <= b.name.base_offset);
+        let holes = self.holes.iter().all(|hole| hole.start < hole.end && hole.positions.start <= hole.positions.end)
+            && self.holes.is_sorted_by(|a, b| a.end <= b.start);
+        let epochs = self.epochs.is_sorted_by(|a, b| a.epoch < b.epoch && a.start <= b.start);
+        match (segments, holes, epochs) {
+            (false, ..) => Err(FormatError::Field("segments")),
+            (_, false, _) => Err(FormatError::Field("holes")),
+            (.., false) => Err(FormatError::Field("epochs")),
+            _ => Ok(()),
+        }
+    }
+}
+
+const SEGMENT_BYTES: usize = 61;
+
+fn decode_segment(fields: &mut Fields<'_>) -> Result<SealedSegment, FormatError> {
+    Ok(SealedSegment {
+        name: SegmentName { serial: fields.u64()?, base_offset: Offset(fields.u64()?) },
+        end_offset: Offset(fields.u64()?),
+        length: fields.u64()?,
+        checksum: fields.u32()?,
+        max_timestamp: fields.i64()?,
+        first_append_time: fields.i64()?,
+        last_append_time: fields.i64()?,
+        location: match fields.u8()? {
+            0 => Location::Local,
+            _ => return Err(FormatError::Field("location")),
+        },
+    })
+}
+
+/// Cuts an epoch history so that it ends before `end`.
+pub fn truncate_epochs(epochs: &mut Vec<EpochStart>, end: Offset) {
+    epochs.retain(|start| start.start < end);
+}
+
+/// Notes that `epoch` wrote at `offset`, if it is a new one.
+pub fn note_epoch(epochs: &mut Vec<EpochStart>, epoch: LeaderEpoch, offset: Offset) {
+    if epochs.last().is_none_or(|last| last.epoch < epoch) {
+        epochs.push(EpochStart { epoch, start: offset });
+    }
+}
+
+/// Drops what ended before `log_start`, and lets the oldest epoch that is left start there.
+pub fn start_epochs_at(epochs: &mut Vec<EpochStart>, log_start: Offset) {
+    let ended = epochs.iter().skip(1).take_while(|next| next.start <= log_start).count();
+    epochs.drain(..ended);
+    if let Some(first) = epochs.first_mut() {
+        first.start = first.start.max(log_start);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn example() -> Manifest {
+        let segment = |serial, base, end| SealedSegment {
+            name: SegmentName { serial, base_offset: Offset(base) },
+            end_offset: Offset(end),
+            length: 1000,
+            checksum: 7,
+            max_timestamp: -1,
+            first_append_time: 5,
+            last_append_time: 6,
+            location: Location::Local,
+        };
+        Manifest {
+            log_generation: 3,
+            log_start: Offset(10),
+            next_serial: 9,
+            suspect: true,
+            segments: vec![segment(1, 10, 20), segment(4, 25, 30)],
+            holes: vec![Hole { start: Offset(20), end: Offset(25), serial: 1, positions: 900..1000 }],
+            epochs: vec![EpochStart { epoch: LeaderEpoch(2), start: Offset(10) }],
+        }
+    }
+
+    #[test]
+    fn round_trip() {
+        let manifest = example();
+        assert_eq!(Manifest::decode(&manifest.encode()).unwrap(), manifest);
+        assert_eq!(manifest.end_offset(), Offset(30));
+        assert_eq!(Manifest::decode(&Manifest::default().encode()).unwrap(), Manifest::default());
+    }
+
+    #[test]
+    fn a_manifest_that_contradicts_itself_is_refused() {
+        let mut overlapping = example();
+        overlapping.segments[1].name.base_offset = Offset(19);
+        assert_eq!(Manifest::decode(&overlapping.encode()), Err(FormatError::Field("segments")));
+        let mut unsealed = example();
+        unsealed.next_serial = 4;
+        assert_eq!(Manifest::decode(&unsealed.encode()), Err(FormatError::Field("segments")));
+        let mut empty_hole = example();
+        empty_hole.holes[0].end = Offset(20);
+        assert_eq!(Manifest::decode(&empty_hole.encode()), Err(FormatError::Field("holes")));
+    }
+
+    #[test]
+    fn epochs_are_cut_at_both_ends() {
+        let mut epochs = Vec::new();
+        for (epoch, offset) in [(1, 0), (1, 5), (3, 10), (7, 20)] {
+            note_epoch(&mut epochs, LeaderEpoch(epoch), Offset(offset));
+        }
+        assert_eq!(epochs.len(), 3);
+        truncate_epochs(&mut epochs, Offset(20));
+        assert_eq!(epochs.len(), 2);
+        start_epochs_at(&mut epochs, Offset(12));
+        assert_eq!(epochs, [EpochStart { epoch: LeaderEpoch(3), start: Offset(12) }]);
+    }
+}
