@@ -99,10 +99,13 @@ fn take<'a>(rest: &mut &'a [u8], length: usize) -> Option<&'a [u8]> {
 /// Takes an unsigned varint of at most ten bytes.
 fn take_varint(rest: &mut &[u8]) -> Option<u64> {
     let mut value = 0u64;
-    for (index, &byte) in rest.iter().enumerate().take(10) {
-        value |= u64::from(byte & 0x7f).checked_shl(7 * index as u32)?;
+    let mut input = *rest;
+    for shift in (0..64).step_by(7) {
+        let (&byte, after) = input.split_first()?;
+        value |= u64::from(byte & 0x7f) << shift;
+        input = after;
         if byte < 0x80 {
-            *rest = &rest[index + 1..];
+            *rest = input;
             return Some(value);
         }
     }

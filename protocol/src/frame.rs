@@ -19,6 +19,9 @@ pub const FRAME_MAGIC: u32 = u32::from_le_bytes(*b"HWF1");
 /// Bytes of the fixed header.
 pub const FRAME_HEADER_LENGTH: usize = 28;
 
+/// Where the checksum stands in the header: behind everything that it covers there.
+const CRC_AT: usize = FRAME_HEADER_LENGTH - 4;
+
 /// This frame answers the request with its correlation id.
 pub const FLAG_REPLY: u16 = 1;
 /// The body is an `ErrorReply`. Only together with `FLAG_REPLY`.
@@ -107,6 +110,8 @@ pub enum FrameError {
 ///
 /// # Errors
 /// When body or attachment are beyond the limits; `out` is as it was.
+#[expect(clippy::cast_possible_truncation, reason = "lengths are below FRAME_BYTES_MAX")]
+#[expect(clippy::indexing_slicing, reason = "the header was put behind `start` just before")]
 pub fn encode_frame_head(
     api: ApiKey,
     flags: u16,
@@ -133,14 +138,18 @@ pub fn encode_frame_head(
     out.put_u32_le(body_length as u32);
     out.put_u32_le(0);
     body.encode_raw(out);
-    let crc = {
-        let mut hasher = crc32fast::Hasher::new();
-        hasher.update(&out[start..start + FRAME_HEADER_LENGTH - 4]);
-        hasher.update(&out[start + FRAME_HEADER_LENGTH..]);
-        hasher.finalize()
-    };
-    out[start + FRAME_HEADER_LENGTH - 4..start + FRAME_HEADER_LENGTH].copy_from_slice(&crc.to_le_bytes());
+    let (header, body) = out[start..].split_at_mut(FRAME_HEADER_LENGTH);
+    let (covered, crc) = header.split_at_mut(CRC_AT);
+    crc.copy_from_slice(&checksum(covered, body).to_le_bytes());
     Ok(())
+}
+
+/// CRC-32 of the header before its checksum, and of the body.
+fn checksum(header: &[u8], body: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(header);
+    hasher.update(body);
+    hasher.finalize()
 }
 
 /// Cuts a stream of bytes into frames, without I/O.
@@ -176,12 +185,10 @@ impl Splitter {
             return Ok(None);
         }
         let mut whole = input.split_to(FRAME_HEADER_LENGTH + length).freeze();
-        let head = whole.split_to(FRAME_HEADER_LENGTH);
+        let covered = whole.split_to(CRC_AT);
+        whole.advance(FRAME_HEADER_LENGTH - CRC_AT);
         let body = whole.split_to(header.body_length as usize);
-        let mut hasher = crc32fast::Hasher::new();
-        hasher.update(&head[..FRAME_HEADER_LENGTH - 4]);
-        hasher.update(&body);
-        let computed = hasher.finalize();
+        let computed = checksum(&covered, &body);
         if computed != header.crc {
             return Err(FrameError::Checksum { stored: header.crc, computed });
         }
@@ -215,8 +222,8 @@ impl Splitter {
     ///
     /// A wrong magic is refused as soon as its four bytes are there.
     fn peek_header(&self, input: &[u8]) -> Result<Option<FrameHeader>, FrameError> {
-        let Some(magic) = input.get(..4) else { return Ok(None) };
-        let magic = u32::from_le_bytes([magic[0], magic[1], magic[2], magic[3]]);
+        let Some(magic) = input.first_chunk() else { return Ok(None) };
+        let magic = u32::from_le_bytes(*magic);
         if magic != FRAME_MAGIC {
             return Err(FrameError::Magic(magic));
         }

@@ -3,6 +3,9 @@
 //! Everything here is pure: no `async`, no clock, no randomness, no file, no socket. `docs/wire.md` describes the bytes;
 //! the golden files under `tests/golden` are the specification.
 
+#![warn(missing_docs)]
+#![cfg_attr(not(test), warn(clippy::indexing_slicing, clippy::cast_possible_truncation))]
+
 pub mod api;
 pub mod batch;
 pub mod body;

@@ -5,10 +5,11 @@ pub const VARINT_BYTES_MAX: usize = 10;
 
 /// Appends `value`.
 #[inline]
+#[expect(clippy::cast_possible_truncation, reason = "seven bits at a time")]
 pub fn put_varint(out: &mut Vec<u8>, value: i64) {
     let mut rest = zigzag(value);
     while rest >= 0x80 {
-        out.push((rest as u8 & 0x7f) | 0x80);
+        out.push((rest & 0x7f) as u8 | 0x80);
         rest >>= 7;
     }
     out.push(rest as u8);
@@ -26,9 +27,9 @@ pub const fn varint_length(value: i64) -> usize {
 #[inline]
 #[must_use]
 pub fn take_varint(input: &mut &[u8]) -> Option<i64> {
-    let first = *input.first()?;
+    let (&first, rest) = input.split_first()?;
     if first < 0x80 {
-        *input = &input[1..];
+        *input = rest;
         return Some(unzigzag(u64::from(first)));
     }
     take_long_varint(input)
@@ -36,13 +37,16 @@ pub fn take_varint(input: &mut &[u8]) -> Option<i64> {
 
 fn take_long_varint(input: &mut &[u8]) -> Option<i64> {
     let mut value = 0u64;
-    for (index, &byte) in input.iter().enumerate().take(VARINT_BYTES_MAX) {
+    let mut rest = *input;
+    for index in 0..VARINT_BYTES_MAX {
+        let (&byte, after) = rest.split_first()?;
         if index == VARINT_BYTES_MAX - 1 && byte > 1 {
             return None;
         }
         value |= u64::from(byte & 0x7f) << (7 * index);
+        rest = after;
         if byte < 0x80 {
-            *input = &input[index + 1..];
+            *input = rest;
             return Some(unzigzag(value));
         }
     }

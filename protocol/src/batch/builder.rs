@@ -8,7 +8,7 @@ use super::header::{
 };
 use crate::compression::{Compression, CompressionError};
 use crate::ids::{ProducerId, TopicPartition};
-use crate::limits::BATCH_BYTES_MAX;
+use crate::limits::{BATCH_BYTES_MAX, RECORD_HEADERS_MAX, RECORDS_BYTES_MAX};
 use crate::varint::{put_varint, varint_length};
 
 /// Encodes records one after another and closes them into a batch.
@@ -83,6 +83,9 @@ impl BatchBuilder {
     ///
     /// The caller bounds the batch: check [`BatchBuilder::length`] and [`BatchBuilder::record_length_max`] against its
     /// limit first.
+    ///
+    /// # Panics
+    /// When there are more than `RECORD_HEADERS_MAX` headers, which no reader would accept: the caller checks.
     pub fn push(
         &mut self,
         timestamp: i64,
@@ -90,6 +93,7 @@ impl BatchBuilder {
         value: Option<&[u8]>,
         headers: &[(&str, Option<&[u8]>)],
     ) {
+        assert!(headers.len() <= RECORD_HEADERS_MAX, "record with {} headers", headers.len());
         if self.record_count == 0 {
             self.first_timestamp = timestamp;
         }
@@ -122,17 +126,26 @@ impl BatchBuilder {
 
     /// Closes the batch: compresses the records and writes headers and checksums, the leader's fields 0.
     ///
+    /// Records that compression does not make smaller stay uncompressed.
+    ///
     /// # Errors
     /// When this build lacks the codec.
     ///
     /// # Panics
-    /// When the batch is empty or larger than `BATCH_BYTES_MAX`: the caller bounds what it pushes.
+    /// When the batch is empty, or larger than `BATCH_BYTES_MAX`, or its records than `RECORDS_BYTES_MAX` before
+    /// compression: the caller bounds what it pushes.
+    #[expect(clippy::cast_possible_truncation, reason = "a batch is not larger than BATCH_BYTES_MAX")]
+    #[expect(clippy::indexing_slicing, reason = "every buffer here starts with HEAD bytes")]
     pub fn build(
         self,
         partition: TopicPartition,
         compression: Compression,
     ) -> Result<Bytes, CompressionError> {
         assert!(self.record_count > 0, "a batch has at least one record");
+        let raw_length = self.buffer.len() - HEAD;
+        assert!(raw_length <= RECORDS_BYTES_MAX, "records of {raw_length} bytes");
+        let (mut batch, compression) = compressed(self.buffer, compression)?;
+        assert!(batch.len() <= BATCH_BYTES_MAX, "batch of {} bytes", batch.len());
         let (producer_id, producer_epoch, first_sequence) = self.producer;
         let transactional = if self.transactional { ATTRIBUTE_TRANSACTIONAL } else { 0 };
         let producer = ProducerHeader {
@@ -145,16 +158,6 @@ impl BatchBuilder {
             first_sequence,
             record_count: self.record_count,
         };
-        let mut batch = match compression {
-            Compression::None => self.buffer,
-            packed => {
-                let mut out = Vec::with_capacity(HEAD + self.buffer.len() / 2);
-                out.resize(HEAD, 0);
-                packed.compress(&self.buffer[HEAD..], &mut out)?;
-                out
-            }
-        };
-        assert!(batch.len() <= BATCH_BYTES_MAX, "batch of {} bytes", batch.len());
         let mut encoded = Vec::with_capacity(PRODUCER_HEADER_LENGTH);
         producer.encode(&mut encoded);
         batch[HEADER_LENGTH..HEAD].copy_from_slice(&encoded);
@@ -163,6 +166,18 @@ impl BatchBuilder {
         batch[..HEADER_LENGTH].copy_from_slice(&header);
         Ok(Bytes::from(batch))
     }
+}
+
+/// The batch with its records compressed, unless that makes them larger, and how they are compressed.
+#[expect(clippy::indexing_slicing, reason = "every buffer here starts with HEAD bytes")]
+fn compressed(buffer: Vec<u8>, compression: Compression) -> Result<(Vec<u8>, Compression), CompressionError> {
+    if compression == Compression::None {
+        return Ok((buffer, compression));
+    }
+    let mut out = Vec::with_capacity(HEAD + buffer.len() / 2);
+    out.resize(HEAD, 0);
+    compression.compress(&buffer[HEAD..], &mut out)?;
+    if out.len() < buffer.len() { Ok((out, compression)) } else { Ok((buffer, Compression::None)) }
 }
 
 #[inline]

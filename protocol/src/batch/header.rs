@@ -392,6 +392,7 @@ impl BatchHeader {
 }
 
 /// Encodes a leader's header without extensions, checksum included.
+#[expect(clippy::cast_possible_truncation, reason = "HEADER_LENGTH is below HEADER_LENGTH_MAX")]
 pub(super) fn encode_header(
     stamp: LeaderStamp,
     batch_length: u32,
@@ -428,6 +429,7 @@ impl ProducerHeader {
     }
 }
 
+#[expect(clippy::indexing_slicing, reason = "every decoded header has at least HEADER_LENGTH bytes")]
 fn header_checksum(header: &[u8], partition: TopicPartition) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(&partition.topic_id.to_bytes());

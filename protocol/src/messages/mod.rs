@@ -41,6 +41,7 @@ pub struct Uuid {
 }
 
 impl From<u128> for Uuid {
+    #[expect(clippy::cast_possible_truncation, reason = "each half in turn")]
     fn from(value: u128) -> Self {
         Self { high: (value >> 64) as u64, low: value as u64 }
     }
