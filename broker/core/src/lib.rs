@@ -3,5 +3,8 @@
 pub mod controller;
 pub mod durability;
 pub mod nearest;
+pub mod quota;
 pub mod replica;
+pub mod round_robin;
 pub mod time;
+pub mod log;
