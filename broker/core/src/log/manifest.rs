@@ -172,8 +172,9 @@ impl Manifest {
         let segments = self.segments.iter().all(|segment| {
             segment.name.base_offset <= segment.end_offset && segment.name.serial < self.next_serial
         }) && self.segments.is_sorted_by(|a, b| a.end_offset <= b.name.base_offset);
-        let holes = self.holes.iter().all(|hole| hole.start < hole.end && hole.positions.start <= hole.positions.end)
-            && self.holes.is_sorted_by(|a, b| a.end <= b.start);
+        let holes =
+            self.holes.iter().all(|hole| hole.start < hole.end && hole.positions.start <= hole.positions.end)
+                && self.holes.is_sorted_by(|a, b| a.end <= b.start);
         let epochs = self.epochs.is_sorted_by(|a, b| a.epoch < b.epoch && a.start <= b.start);
         match (segments, holes, epochs) {
             (false, ..) => Err(FormatError::Field("segments")),

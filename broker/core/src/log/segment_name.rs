@@ -26,10 +26,8 @@ impl SegmentName {
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
         let (base, serial) = name.strip_suffix(SEGMENT_SUFFIX)?.split_once('-')?;
-        let parsed = Self {
-            base_offset: Offset(base.parse().ok()?),
-            serial: u64::from_str_radix(serial, 16).ok()?,
-        };
+        let parsed =
+            Self { base_offset: Offset(base.parse().ok()?), serial: u64::from_str_radix(serial, 16).ok()? };
         (parsed.to_string() == name).then_some(parsed)
     }
 
@@ -63,7 +61,9 @@ mod tests {
         assert_eq!(SegmentName::parse(&name.to_string()), Some(name));
         let large = SegmentName { serial: u64::MAX, base_offset: Offset(u64::MAX) };
         assert_eq!(SegmentName::parse(&large.to_string()), Some(large));
-        for other in ["", "12-1.segment", "00000000000000000012-000000FF.segment", "manifest", "x.segment.tmp"] {
+        for other in
+            ["", "12-1.segment", "00000000000000000012-000000FF.segment", "manifest", "x.segment.tmp"]
+        {
             assert_eq!(SegmentName::parse(other), None);
         }
     }
