@@ -1,1 +1,3 @@
 //! Highwater.
+
+pub mod sim;

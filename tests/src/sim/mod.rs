@@ -1,0 +1,4 @@
+//! The simulated outside world: deterministic by seed.
+
+pub mod disk;
+pub mod random;
