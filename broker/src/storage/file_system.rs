@@ -1,6 +1,7 @@
 //! The file system as storage sees it: a small trait with a real twin and, in the test workspace, a simulated one that
 //! loses, tears and reorders what was not synced.
 
+use std::any::Any;
 use std::fmt::Debug;
 use std::io::{self, IoSlice};
 use std::ops::Range;
@@ -89,7 +90,7 @@ pub trait FileSystem: Debug + Send + Sync + 'static {
 }
 
 /// An open file. Positions are absolute; there is no cursor.
-pub trait File: Debug + Send + Sync + 'static {
+pub trait File: Any + Debug + Send + Sync {
     /// Writes from `buffers` at `position`, and returns how many bytes: maybe fewer than given.
     fn write_vectored_at(&self, buffers: &[IoSlice<'_>], position: u64) -> io::Result<usize>;
     /// Reads into `buffer` from `position`, and returns how many bytes: 0 at the end of the file.
