@@ -2,9 +2,10 @@
 
 pub mod controller;
 pub mod durability;
+pub mod log;
 pub mod nearest;
 pub mod quota;
 pub mod replica;
 pub mod round_robin;
+pub mod subscription;
 pub mod time;
-pub mod log;
