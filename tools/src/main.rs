@@ -1,1 +1,86 @@
-fn main() {}
+//! Highwater's one binary: the broker, and everything to work with it from a shell.
+
+mod args;
+mod broker;
+mod connect;
+mod consume;
+mod encode;
+mod lines;
+mod output;
+mod parse;
+mod produce;
+mod ranges;
+mod topic;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+
+use crate::args::{Cli, Command};
+use crate::output::{Answer, OutputClosed};
+
+/// Appending and fetching are made of short-lived buffers of many sizes; `docs/performance.md` has what it brings.
+#[cfg(feature = "mimalloc")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(answer) => answer.into(),
+        // Whoever read the output has what he wanted.
+        Err(error) if error.is::<OutputClosed>() => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", chain(&error));
+            ExitCode::from(output::FAILED)
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<Answer> {
+    let global = &cli.global;
+    match cli.command {
+        Command::Broker(args) => return broker::run(*args),
+        Command::Completions { shell } => return completions(shell),
+        _ => {}
+    }
+    init_logs()?;
+    let runtime = connect::runtime()?;
+    match cli.command {
+        Command::Topic(command) => runtime.block_on(topic::run(global, command)),
+        Command::Produce(args) => runtime.block_on(produce::run(global, args)),
+        Command::Consume(args) => runtime.block_on(consume::run(global, args)),
+        _ => unreachable!("handled above"),
+    }
+}
+
+/// Warnings of the client go to standard error; `HIGHWATER_LOG` says what else.
+fn init_logs() -> anyhow::Result<()> {
+    let filter = std::env::var("HIGHWATER_LOG").unwrap_or_else(|_| "error".to_owned());
+    highwater_broker::observe::tracing::init(highwater_broker::observe::tracing::LogFormat::Text, &filter)?;
+    Ok(())
+}
+
+fn completions(shell: clap_complete::Shell) -> anyhow::Result<Answer> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "highwater", &mut script);
+    let mut stdout = std::io::stdout().lock();
+    output::written(std::io::Write::write_all(&mut stdout, &script))?;
+    Ok(Answer::Yes)
+}
+
+/// An error and its causes on one line. A cause that the text before it ends in is not said twice.
+fn chain(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if text.contains(&cause) {
+            continue;
+        }
+        if !text.is_empty() {
+            text.push_str(": ");
+        }
+        text.push_str(&cause);
+    }
+    text
+}

@@ -1,0 +1,33 @@
+//! `highwater broker`: the broker itself, in this process.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::Args;
+use highwater_broker::config::{Config, Settings};
+
+use crate::output::Answer;
+
+/// `broker`. Every setting is also a key of the configuration file and an environment variable.
+#[derive(Debug, Args)]
+pub(crate) struct BrokerArgs {
+    /// A TOML file with settings; flags and environment variables win over it
+    #[arg(long, value_name = "FILE", env = "HIGHWATER_CONFIG", hide_env_values = true)]
+    config: Option<PathBuf>,
+    /// What a broker can be told.
+    #[command(flatten)]
+    settings: Settings,
+    /// End at once when the process that started this one ends, in whatever way
+    #[arg(long, hide = true)]
+    die_with_parent: bool,
+}
+
+/// Runs a broker until it is told to stop.
+pub(crate) fn run(args: BrokerArgs) -> anyhow::Result<Answer> {
+    if args.die_with_parent {
+        let signal = Some(rustix::process::Signal::KILL);
+        rustix::process::set_parent_process_death_signal(signal).context("tie the broker to its parent")?;
+    }
+    let _config = Config::load(args.settings, args.config.as_deref())?;
+    anyhow::bail!("the broker is not there yet");
+}

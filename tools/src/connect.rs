@@ -1,0 +1,58 @@
+//! The connection of a command to its cluster.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use highwater_client::Client;
+
+use crate::args::{AcksArg, CompressionArg, Global};
+
+/// Connects to the brokers of `--bootstrap`.
+pub(crate) async fn connect(global: &Global) -> anyhow::Result<Client> {
+    connect_to(&global.bootstrap, global.timeout).await
+}
+
+/// Connects to one of `addresses` within `timeout`, which also bounds every request.
+pub(crate) async fn connect_to(addresses: &[String], timeout: Duration) -> anyhow::Result<Client> {
+    Client::builder(addresses)
+        .name("highwater-cli")
+        .connect_timeout(timeout)
+        .request_timeout(timeout)
+        .connect()
+        .await
+        .with_context(|| format!("connect to {}", addresses.join(", ")))
+}
+
+/// A runtime for a command: one thread, which is fastest for one connection and leaves the other cores to the broker.
+pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")
+}
+
+impl From<AcksArg> for highwater_client::Acks {
+    fn from(acks: AcksArg) -> Self {
+        match acks {
+            AcksArg::All => Self::All,
+            AcksArg::Leader => Self::Leader,
+            AcksArg::None => Self::None,
+        }
+    }
+}
+
+impl From<CompressionArg> for highwater_client::Compression {
+    fn from(compression: CompressionArg) -> Self {
+        match compression {
+            CompressionArg::None => Self::None,
+            CompressionArg::Lz4 => Self::Lz4,
+            CompressionArg::Zstd => Self::Zstd,
+        }
+    }
+}
+
+/// The name of a stage, as documents and JSON have it.
+pub(crate) const fn stage_name(stage: highwater_client::Stage) -> &'static str {
+    match stage {
+        highwater_client::Stage::Accepted => "accepted",
+        highwater_client::Stage::Written => "written",
+        highwater_client::Stage::Flushed => "flushed",
+    }
+}
