@@ -5,9 +5,10 @@ mod binary;
 use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -39,6 +40,8 @@ pub struct Options {
     pub program: Option<PathBuf>,
     /// How long it may take until the broker listens.
     pub start_limit: Duration,
+    /// Listen on the same port after every start, so that clients find the broker again.
+    pub keeps_port: bool,
 }
 
 impl Default for Options {
@@ -49,6 +52,7 @@ impl Default for Options {
             environment: Vec::new(),
             program: None,
             start_limit: START_LIMIT,
+            keeps_port: false,
         }
     }
 }
@@ -70,6 +74,8 @@ pub struct Addresses {
 pub struct BrokerProcess {
     child: Option<Child>,
     addresses: Addresses,
+    /// The protocol port asked for; 0: any.
+    port: u16,
     options: Options,
     program: PathBuf,
     data_directory: PathBuf,
@@ -92,18 +98,43 @@ impl BrokerProcess {
         };
         let data_directory = options.data_directory.clone().unwrap_or_else(|| directory.path().join("data"));
         let nowhere = Addresses { listen: SocketAddr::from(([127, 0, 0, 1], 0)), http: None };
+        let port = if options.keeps_port { free_port()? } else { 0 };
         let mut broker =
-            Self { child: None, addresses: nowhere, options, program, data_directory, directory };
+            Self { child: None, addresses: nowhere, port, options, program, data_directory, directory };
         broker.start_again()?;
         Ok(broker)
     }
 
-    /// Starts the broker again after it has ended, on the same data, and waits until it listens, on another port.
-    /// Returns how long that took, from the start of the process.
+    /// Starts the broker again after it has ended, on the same data, and waits until it listens. Returns how long that
+    /// took, from the start of the process.
     ///
     /// # Errors
     /// As [`BrokerProcess::start`], and when the broker is still running.
     pub fn start_again(&mut self) -> Result<Duration> {
+        let start = Instant::now();
+        let port_file = self.spawn()?;
+        let limit = self.options.start_limit;
+        let found = wait::until("the broker says where it listens", limit, || self.started(&port_file));
+        match found.and_then(|started| started) {
+            Ok(addresses) => self.addresses = addresses,
+            Err(error) => {
+                self.kill9()?;
+                bail!("{error:#}; the end of its log:\n{}", self.log_tail());
+            }
+        }
+        Ok(start.elapsed())
+    }
+
+    /// Starts the process without waiting for anything: only to kill it while it is starting.
+    ///
+    /// # Errors
+    /// When the broker is still running, or does not start.
+    pub fn start_again_unawaited(&mut self) -> Result<()> {
+        self.spawn().map(drop)
+    }
+
+    /// Starts the process, and returns where it will write its ports.
+    fn spawn(&mut self) -> Result<PathBuf> {
         ensure!(self.child.is_none(), "the broker is still running");
         let port_file = self.directory.path().join("ports.json");
         if let Err(error) = fs::remove_file(&port_file) {
@@ -111,18 +142,10 @@ impl BrokerProcess {
         }
         let log =
             OpenOptions::new().create(true).append(true).open(self.log_path()).context("open the log")?;
-        let start = Instant::now();
         let child = Command::new(&self.program)
-            .args([
-                "broker",
-                "--node-id",
-                "1",
-                "--listen",
-                "127.0.0.1:0",
-                "--http",
-                "127.0.0.1:0",
-                "--data-dir",
-            ])
+            .args(["broker", "--node-id", "1", "--http", "127.0.0.1:0"])
+            .args(["--listen", &format!("127.0.0.1:{}", self.port)])
+            .arg("--data-dir")
             .arg(&self.data_directory)
             .arg("--port-file")
             .arg(&port_file)
@@ -134,16 +157,7 @@ impl BrokerProcess {
             .spawn()
             .with_context(|| format!("start {}", self.program.display()))?;
         self.child = Some(child);
-        let limit = self.options.start_limit;
-        let found = wait::until("the broker says where it listens", limit, || self.started(&port_file));
-        match found.and_then(|started| started) {
-            Ok(addresses) => self.addresses = addresses,
-            Err(error) => {
-                self.kill9()?;
-                bail!("{error:#}; the end of its log:\n{}", self.log_tail());
-            }
-        }
-        Ok(start.elapsed())
+        Ok(port_file)
     }
 
     /// The addresses, once they are in the port file; an error once the process has ended without them.
@@ -324,6 +338,17 @@ impl Drop for BrokerProcess {
             eprintln!("the broker may be left behind: {error:#}");
         }
     }
+}
+
+/// A port that nobody uses, below those that the system gives to outgoing connections: a client that keeps connecting to
+/// one of those would in the end be connected to itself.
+fn free_port() -> Result<u16> {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = u16::try_from(std::process::id() % 10_000).unwrap_or_default();
+    (0..1000)
+        .map(|_| 20_000 + (first + NEXT.fetch_add(7, Ordering::Relaxed) % 10_000) % 12_000)
+        .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
+        .context("find a free port")
 }
 
 /// See [`BrokerProcess::alarms`].

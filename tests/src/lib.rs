@@ -6,3 +6,4 @@ pub mod oracle;
 pub mod proxy;
 pub mod resources;
 pub mod wait;
+pub mod workload;

@@ -244,13 +244,17 @@ mod tests {
 
     #[test]
     fn o1_an_acknowledged_record_that_is_gone_is_found() {
-        let found = violations(|history| drop(history.passes[1].pop()));
+        let found = violations(|history| {
+            history.passes[1].pop();
+        });
         assert_eq!(found, [Violation::Lost { record: record(1, 3), offset: 3 }]);
     }
 
     #[test]
     fn o1_an_acknowledged_record_at_another_offset_is_found() {
-        let found = violations(|history| drop(history.sent.insert(record(1, 3), Outcome::Acknowledged(9))));
+        let found = violations(|history| {
+            history.sent.insert(record(1, 3), Outcome::Acknowledged(9));
+        });
         assert!(found.contains(&Violation::Lost { record: record(1, 3), offset: 9 }), "{found:?}");
     }
 
@@ -272,7 +276,9 @@ mod tests {
 
     #[test]
     fn o2_two_acknowledgements_of_one_offset_are_found() {
-        let found = violations(|history| drop(history.sent.insert(record(1, 2), Outcome::Acknowledged(3))));
+        let found = violations(|history| {
+            history.sent.insert(record(1, 2), Outcome::Acknowledged(3));
+        });
         let reused = Violation::OffsetReused { offset: 3, first: record(1, 3), second: record(1, 2) };
         assert!(found.contains(&reused), "{found:?}");
     }

@@ -73,7 +73,9 @@ mod tests {
         assert!(before.resident_bytes <= before.peak_resident_bytes, "{before:?}");
         assert!(before.threads >= 1, "{before:?}");
         let spun = wait::until("processor time passes", Duration::from_secs(60), || {
-            (0..1_000_000_u64).for_each(|value| drop(std::hint::black_box(value)));
+            (0..1_000_000_u64).for_each(|value| {
+                std::hint::black_box(value);
+            });
             usage(std::process::id()).ok().filter(|now| now.cpu > before.cpu)
         });
         assert!(spun.unwrap().cpu > before.cpu);

@@ -1,0 +1,238 @@
+//! Measures Highwater beside the raw ceilings, alternately and in the same run, with one partition and one connection.
+//!
+//! ```text
+//! cargo build --release -p highwater && cargo run --release -p highwater-benches --bin compare -- --pairs 5
+//! ```
+//!
+//! Ends with 1 when a goal is missed.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program that prints its findings")]
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, ensure};
+use clap::{Parser, ValueEnum};
+use highwater_benches::ceiling::produce::Acknowledge;
+use highwater_benches::ceiling::{self, settle};
+use highwater_benches::highwater::{BenchReport, FreshBroker};
+use highwater_benches::sample::median;
+use serde::Serialize;
+
+#[derive(Debug, Parser)]
+#[command(about = "Highwater beside the raw ceilings of the same minutes: 1 partition, 1 connection")]
+struct Arguments {
+    /// How often everything is run, ceiling and broker in turn; medians count
+    #[arg(long, default_value_t = 5)]
+    pairs: usize,
+    /// MiB moved in each run
+    #[arg(long, default_value_t = 1024)]
+    mebibytes: u64,
+    /// Where the files are made and removed
+    #[arg(long, default_value = ".")]
+    directory: PathBuf,
+    /// For people or for programs
+    #[arg(long, value_enum, default_value_t = Output::Table)]
+    output: Output,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Table,
+    Json,
+}
+
+/// What a line is held against.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+enum Goal {
+    /// At least this part of the ceiling's median.
+    OfCeiling(f64),
+    /// At least this many records a second.
+    RecordsPerSecond(f64),
+    /// Only shown.
+    None,
+}
+
+/// One line of the comparison.
+#[derive(Debug, Clone, Serialize)]
+struct Line {
+    name: &'static str,
+    goal: Goal,
+    /// Of each run, in 10^6 bytes a second. Empty when the line has no ceiling.
+    ceiling_megabytes_per_second: Vec<f64>,
+    /// Of each run.
+    highwater: Vec<BenchReport>,
+}
+
+/// Medians of a line.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct Medians {
+    ceiling_megabytes_per_second: f64,
+    megabytes_per_second: f64,
+    records_per_second: f64,
+    ratio: f64,
+    reached: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    pairs: usize,
+    mebibytes: u64,
+    lines: Vec<(Line, Medians)>,
+}
+
+impl Line {
+    const fn new(name: &'static str, goal: Goal) -> Self {
+        Self { name, goal, ceiling_megabytes_per_second: Vec::new(), highwater: Vec::new() }
+    }
+
+    fn medians(&self) -> Medians {
+        let of =
+            |value: fn(&BenchReport) -> f64| median(&self.highwater.iter().map(value).collect::<Vec<_>>());
+        let ceiling = median(&self.ceiling_megabytes_per_second);
+        let megabytes_per_second = of(|report| report.megabytes_per_second);
+        let records_per_second = of(|report| report.records_per_second);
+        let ratio = if ceiling > 0.0 { megabytes_per_second / ceiling } else { 0.0 };
+        let reached = match self.goal {
+            Goal::OfCeiling(least) => ratio >= least,
+            Goal::RecordsPerSecond(least) => records_per_second >= least,
+            Goal::None => true,
+        };
+        Medians {
+            ceiling_megabytes_per_second: ceiling,
+            megabytes_per_second,
+            records_per_second,
+            ratio,
+            reached,
+        }
+    }
+}
+
+fn main() -> Result<ExitCode> {
+    let arguments = Arguments::parse();
+    let directory = tempfile::Builder::new()
+        .prefix("highwater-compare-")
+        .tempdir_in(&arguments.directory)
+        .with_context(|| format!("make a directory in {}", arguments.directory.display()))?;
+    let lines = measure(&arguments, directory.path())?;
+    let lines: Vec<_> = lines.into_iter().map(|line| (line.clone(), line.medians())).collect();
+    let reached = lines.iter().all(|(_, medians)| medians.reached);
+    let report = Report { pairs: arguments.pairs, mebibytes: arguments.mebibytes, lines };
+    match arguments.output {
+        Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
+        Output::Table => print_table(&report),
+    }
+    Ok(ExitCode::from(u8::from(!reached)))
+}
+
+/// Runs everything, one pair after the other, so that a change of the machine meets ceiling and broker alike.
+fn measure(arguments: &Arguments, directory: &Path) -> Result<Vec<Line>> {
+    let bytes = arguments.mebibytes << 20;
+    let mut os = Line::new("produce 1 KiB, os", Goal::OfCeiling(0.4));
+    let mut fsync = Line::new("produce 1 KiB, fsync", Goal::OfCeiling(0.4));
+    let mut consume = Line::new("consume 1 KiB", Goal::OfCeiling(0.35));
+    let mut cold = Line::new("consume 1 KiB, broker started anew", Goal::None);
+    let mut small_batch = Line::new("produce 100 B, batch call, os", Goal::RecordsPerSecond(1.5e6));
+    let mut small_each = Line::new("produce 100 B, a send each, os", Goal::RecordsPerSecond(1.5e6));
+    let mut small_consume = Line::new("consume 100 B", Goal::RecordsPerSecond(1.5e6));
+    for pair in 1..=arguments.pairs {
+        eprintln!("pair {pair} of {}", arguments.pairs);
+        let written = ceiling::produce::run(directory, bytes, Acknowledge::Written)?;
+        os.ceiling_megabytes_per_second.push(written.megabytes_per_second());
+        let (produced, consumed, restarted) = large(directory, bytes)?;
+        os.highwater.push(produced);
+        let mapped = ceiling::consume::run(directory, bytes, 1)?;
+        let mapped = mapped.first().context("no run")?.megabytes_per_second();
+        consume.ceiling_megabytes_per_second.push(mapped);
+        cold.ceiling_megabytes_per_second.push(mapped);
+        consume.highwater.push(consumed);
+        cold.highwater.push(restarted);
+        let flushed = ceiling::produce::run(directory, bytes, Acknowledge::Flushed)?;
+        fsync.ceiling_megabytes_per_second.push(flushed.megabytes_per_second());
+        fsync.highwater.push(produce(directory, bytes, "1024", "fsync", false)?.1);
+        let (broker, produced) = produce(directory, bytes, "100", "os", false)?;
+        small_batch.highwater.push(produced);
+        small_consume.highwater.push(broker.bench(&["consume", "--topic", "bench", "--size", "100"])?);
+        drop(broker);
+        small_each.highwater.push(produce(directory, bytes, "100", "os", true)?.1);
+    }
+    Ok(vec![os, fsync, consume, cold, small_batch, small_each, small_consume])
+}
+
+/// Produces into a fresh broker, consumes from it, and once more after it was started anew.
+fn large(directory: &Path, bytes: u64) -> Result<(BenchReport, BenchReport, BenchReport)> {
+    let (mut broker, produced) = produce(directory, bytes, "1024", "os", false)?;
+    let arguments = ["consume", "--topic", "bench", "--size", "1024"];
+    settle(directory, 256 << 20)?;
+    let consumed = broker.bench(&arguments)?;
+    broker.process.terminate()?;
+    broker.process.start_again()?;
+    settle(directory, 256 << 20)?;
+    let restarted = broker.bench(&arguments)?;
+    for report in [&consumed, &restarted] {
+        ensure!(
+            report.records == produced.records,
+            "{} of {} records came back",
+            report.records,
+            produced.records
+        );
+    }
+    Ok((produced, consumed, restarted))
+}
+
+/// Produces `bytes` in values of `size` into a fresh broker.
+fn produce(
+    directory: &Path,
+    bytes: u64,
+    size: &str,
+    durability: &str,
+    send_each: bool,
+) -> Result<(FreshBroker, BenchReport)> {
+    let records = (bytes / size.parse::<u64>()?).to_string();
+    let broker = FreshBroker::start(directory)?;
+    // Room for the log and for what the client holds.
+    settle(directory, bytes + bytes / 2)?;
+    let mut arguments = vec!["produce", "--topic", "bench", "--create", "--durability", durability];
+    arguments.extend(["--records", &records, "--size", size]);
+    if send_each {
+        arguments.push("--send-each");
+    }
+    let report = broker.bench(&arguments)?;
+    ensure!(
+        report.records.to_string() == records,
+        "{} of {records} records were acknowledged",
+        report.records
+    );
+    if let Some(in_force) = &report.durability {
+        ensure!(in_force == durability, "durability is {in_force}, not {durability}");
+    }
+    Ok((broker, report))
+}
+
+fn print_table(report: &Report) {
+    println!(
+        "{} MiB a run, medians of {} pairs, 1 partition, 1 connection, MB = 10^6 bytes of values\n",
+        { report.mebibytes },
+        report.pairs
+    );
+    println!(
+        "{:<36} {:>12} {:>12} {:>12} {:>7}  goal",
+        "", "ceiling MB/s", "broker MB/s", "records/s", "ratio"
+    );
+    for (line, medians) in &report.lines {
+        let (ceiling, ratio) = if line.ceiling_megabytes_per_second.is_empty() {
+            ("-".to_owned(), "-".to_owned())
+        } else {
+            (format!("{:.0}", medians.ceiling_megabytes_per_second), format!("{:.2}", medians.ratio))
+        };
+        let goal = match line.goal {
+            Goal::OfCeiling(least) => format!(">= {least} of the ceiling"),
+            Goal::RecordsPerSecond(least) => format!(">= {:.1} M records/s", least / 1e6),
+            Goal::None => "(shown only)".to_owned(),
+        };
+        let missed = if medians.reached { "" } else { ": MISSED" };
+        println!(
+            "{:<36} {ceiling:>12} {:>12.0} {:>12.0} {ratio:>7}  {goal}{missed}",
+            line.name, medians.megabytes_per_second, medians.records_per_second,
+        );
+    }
+}

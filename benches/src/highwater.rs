@@ -1,0 +1,76 @@
+//! The real broker and its own bench, run as a user would run them.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use highwater_tests::cluster::{self, BrokerProcess, Options};
+use serde::{Deserialize, Serialize};
+use tempfile::TempDir;
+
+/// What `highwater bench` prints with `--output json`, as far as it is used here.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct BenchReport {
+    /// Records produced or consumed.
+    pub records: u64,
+    /// How long it took.
+    pub seconds: f64,
+    /// Their quotient.
+    pub records_per_second: f64,
+    /// 10^6 bytes of values a second.
+    pub megabytes_per_second: f64,
+    /// The durability that was in force.
+    #[serde(default)]
+    pub durability: Option<String>,
+    /// From sending to acknowledgement, for `produce`.
+    #[serde(default)]
+    pub latency_us: Option<serde_json::Value>,
+}
+
+/// A broker with an empty data directory of its own.
+#[derive(Debug)]
+pub struct FreshBroker {
+    /// The process.
+    pub process: BrokerProcess,
+    // Dropped, and so removed, after the process is gone.
+    _directory: TempDir,
+}
+
+impl FreshBroker {
+    /// Starts it with its data below `directory`.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start(directory: &Path) -> Result<Self> {
+        let directory = tempfile::Builder::new().prefix("broker-").tempdir_in(directory)?;
+        let options = Options { data_directory: Some(directory.path().join("data")), ..Options::default() };
+        Ok(Self { process: BrokerProcess::start(options)?, _directory: directory })
+    }
+
+    /// Runs `highwater bench` against it.
+    ///
+    /// # Errors
+    /// When the bench does not end well, or prints something else than its report.
+    pub fn bench(&self, arguments: &[&str]) -> Result<BenchReport> {
+        let program: PathBuf = cluster::highwater()?;
+        let output = Command::new(&program)
+            .args(["--bootstrap", &self.process.bootstrap(), "--output", "json", "bench"])
+            .args(arguments)
+            .output()
+            .with_context(|| format!("run {}", program.display()))?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            output.status.success(),
+            "bench {} ended with {}: {errors}",
+            arguments.join(" "),
+            output.status
+        );
+        serde_json::from_slice(&output.stdout).with_context(|| {
+            format!(
+                "understand the report of bench {}: {}",
+                arguments.join(" "),
+                String::from_utf8_lossy(&output.stdout)
+            )
+        })
+    }
+}
