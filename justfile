@@ -46,4 +46,4 @@ cluster *ARGS:
 
 # Takes each rule out, one at a time, and expects its named test to fail.
 mutate *ARGS:
-    tests/mutate {{ARGS}}
+    tests/mutate/run.sh {{ARGS}}

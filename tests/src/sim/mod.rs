@@ -1,4 +1,7 @@
 //! The simulated outside world: deterministic by seed.
 
+pub mod batches;
+pub mod clock;
 pub mod disk;
+pub mod log_model;
 pub mod random;
