@@ -28,8 +28,11 @@ mod builder;
 mod client;
 mod consumer;
 mod error;
+mod metadata;
 mod producer;
 mod record;
+mod retry;
+pub mod wire;
 
 pub use admin::{
     Admin, AlterTopic, AlteredTopic, Broker, ClusterMetadata, ConfigSetting, CreatedTopic, ListedOffset,

@@ -1,0 +1,14 @@
+//! Links, frames and connections: the only part of the client that does input and output.
+//!
+//! Brokers use it too, for their links to each other.
+
+mod connection;
+mod handshake;
+mod link;
+mod pool;
+mod reader;
+mod writer;
+
+pub use connection::{Attachment, Connection, Events, Lost, NoEvents, ReplySink, Settings};
+pub use link::{Connecting, Connector, Link, TcpConnector};
+pub use pool::Pool;
