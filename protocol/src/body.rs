@@ -11,7 +11,7 @@ use crate::limits::{BODY_BYTES_MAX, REQUEST_FIELDS_MAX};
 const DEPTH_MAX: usize = 4;
 
 /// A message that is the body of a frame.
-pub trait Body: prost::Message + Default {
+pub trait Body: prost::Message + Default + std::fmt::Debug {
     /// Fields that it may have in all, those of `NESTED` messages included.
     const FIELDS_MAX: usize = REQUEST_FIELDS_MAX;
     /// Which of its fields hold messages with repeated fields of their own.
