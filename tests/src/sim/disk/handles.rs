@@ -1,5 +1,6 @@
 //! What a process sees of the simulated disk: the file system and open files.
 
+use std::any::Any;
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::ops::Range;
@@ -41,17 +42,17 @@ impl Mount {
     fn handle(&self, inode: Inode, path: &Path) -> Arc<dyn File> {
         let path = path.to_string_lossy().into_owned();
         let shared = Arc::clone(&self.shared);
-        let handle = Arc::new(SimFile { shared, incarnation: self.incarnation, inode, path: path.clone() });
+        let handle = SimFile { shared, incarnation: self.incarnation, inode, path };
         let mut state = self.shared.state.lock();
-        if state.alive(self.incarnation).is_ok() {
-            state.handles.insert(Arc::as_ptr(&handle) as usize, (inode, path));
+        if self.incarnation == state.incarnation {
+            state.open += 1;
+            state.stats.open_max = state.stats.open_max.max(state.open);
             if let Some(file) = state.files.get_mut(&inode) {
                 file.handles += 1;
             }
-            state.stats.open_max = state.stats.open_max.max(state.handles.len() as u64);
         }
         drop(state);
-        handle
+        Arc::new(handle)
     }
 }
 
@@ -205,15 +206,18 @@ impl FileSystem for Mount {
     }
 
     fn flush_round(&self, files: Vec<Arc<dyn File>>, done: FlushDone) {
-        let addresses: Vec<usize> =
-            files.iter().map(|file| Arc::as_ptr(file).cast::<()>() as usize).collect();
+        let named = |file: &Arc<dyn File>| {
+            let file: &dyn Any = &**file;
+            file.downcast_ref::<SimFile>().map(|file| (file.inode, file.path.clone())).unwrap_or_default()
+        };
+        let named = files.iter().map(named).collect();
         let mut state = self.shared.state.lock();
         state.count_operation();
-        let number = state.begin_round(&addresses, done, self.incarnation);
+        let number = state.begin_round(named, done, self.incarnation);
         let (flushes, random) = (state.flushes, state.random.next_u64());
         let dead = state.alive(self.incarnation).is_err();
         drop(state);
-        // The handles stay open until the round has its snapshot, no longer: their addresses are not used again.
+        // A file that is closed during a round is flushed all the same.
         drop(files);
         match flushes {
             _ if dead => self.shared.finish_round(number),
@@ -277,9 +281,8 @@ impl fmt::Debug for SimFile {
 impl Drop for SimFile {
     fn drop(&mut self) {
         let mut state = self.shared.state.lock();
-        if self.incarnation == state.incarnation
-            && state.handles.remove(&(&raw const *self as usize)).is_some()
-        {
+        if self.incarnation == state.incarnation {
+            state.open -= 1;
             if let Some(file) = state.files.get_mut(&self.inode) {
                 file.handles -= 1;
             }

@@ -1,6 +1,6 @@
 //! Everything that the simulated machine knows, behind one lock.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::path::Path;
@@ -61,8 +61,8 @@ pub(super) struct State {
     pub(super) locks: BTreeMap<Inode, u64>,
     pub(super) rounds: Vec<Round>,
     pub(super) next_number: u64,
-    /// Which file an open handle is of, by the handle's address.
-    pub(super) handles: HashMap<usize, (Inode, String)>,
+    /// Handles that are open.
+    pub(super) open: u64,
     pub(super) violations: Vec<String>,
     pub(super) stats: Stats,
 }
@@ -89,7 +89,7 @@ impl State {
             locks: BTreeMap::new(),
             rounds: Vec::new(),
             next_number: 0,
-            handles: HashMap::new(),
+            open: 0,
             violations: Vec::new(),
             stats: Stats::default(),
         }
@@ -122,7 +122,7 @@ impl State {
             locks: BTreeMap::new(),
             rounds: Vec::new(),
             next_number: self.next_number,
-            handles: HashMap::new(),
+            open: 0,
             violations: Vec::new(),
             stats: self.stats,
         }
@@ -279,13 +279,17 @@ impl State {
         }
     }
 
-    pub(super) fn begin_round(&mut self, addresses: &[usize], done: FlushDone, incarnation: u64) -> u64 {
-        let mut files = Vec::with_capacity(addresses.len());
-        for address in addresses {
-            let (inode, path) = self.handles.get(address).cloned().unwrap_or((u64::MAX, String::new()));
-            let snapshot = self.files.get(&inode).map(|file| file.data.snapshot());
-            files.push(RoundFile { inode, path, snapshot: snapshot.unwrap_or_default() });
-        }
+    pub(super) fn begin_round(
+        &mut self,
+        files: Vec<(Inode, String)>,
+        done: FlushDone,
+        incarnation: u64,
+    ) -> u64 {
+        let with_snapshot = |(inode, path)| {
+            let snapshot = self.files.get(&inode).map(|file: &SimInode| file.data.snapshot());
+            RoundFile { inode, path, snapshot: snapshot.unwrap_or_default() }
+        };
+        let files = files.into_iter().map(with_snapshot).collect();
         self.stats.rounds += 1;
         let number = self.new_number();
         self.rounds.push(Round { number, incarnation, files, done });
@@ -322,7 +326,7 @@ impl State {
         self.cut_at = None;
         self.dying = false;
         self.locks.clear();
-        self.handles.clear();
+        self.open = 0;
         for file in self.files.values_mut() {
             file.handles = 0;
             file.mappings = 0;
