@@ -399,8 +399,8 @@ pub(crate) struct BenchLatencyArgs {
     /// How long to run before measuring
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = humantime::parse_duration)]
     pub(crate) warm_up: Duration,
-    /// Bytes of each value, 24 at least
-    #[arg(long, value_name = "B", default_value_t = 100, value_parser = clap::value_parser!(u32).range(24..=1_048_576))]
+    /// Bytes of each value, 16 at least
+    #[arg(long, value_name = "B", default_value_t = 100, value_parser = clap::value_parser!(u32).range(16..=1_048_576))]
     pub(crate) size: u32,
     /// When a record counts as acknowledged
     #[arg(long, value_enum, default_value_t = AcksArg::All)]

@@ -1,6 +1,7 @@
 //! Highwater's one binary: the broker, and everything to work with it from a shell.
 
 mod args;
+mod bench;
 mod broker;
 mod connect;
 mod consume;
@@ -50,6 +51,7 @@ fn run(cli: Cli) -> anyhow::Result<Answer> {
         Command::Topic(command) => runtime.block_on(topic::run(global, command)),
         Command::Produce(args) => runtime.block_on(produce::run(global, args)),
         Command::Consume(args) => runtime.block_on(consume::run(global, args)),
+        Command::Bench(command) => runtime.block_on(bench::run(global, command)),
         _ => unreachable!("handled above"),
     }
 }

@@ -1,0 +1,143 @@
+//! Waiting for acknowledgements beside the sending, so that neither holds up the other's clock.
+
+use std::time::Instant;
+
+use highwater_client::{BatchDelivery, Delivery, Error, ErrorKind, Receipt, Stage};
+use tokio::sync::mpsc;
+
+use super::report::Latencies;
+use super::schedule::Schedule;
+
+/// Groups that wait for their acknowledgement. The producer's memory is the real bound.
+const GROUPS_AHEAD: usize = 64 << 10;
+
+/// Records that were handed to the producer at about the same time.
+#[derive(Debug)]
+pub(crate) struct Group {
+    /// From when their latency counts.
+    pub(crate) since: Since,
+    pub(crate) deliveries: Deliveries,
+}
+
+/// From when latency counts.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Since {
+    /// From the call.
+    Call(Instant),
+    /// From when each record was due; the index of the first.
+    Due(Schedule, u64),
+}
+
+/// What is awaited.
+#[derive(Debug)]
+pub(crate) enum Deliveries {
+    /// One call for all.
+    Batch(BatchDelivery, u64),
+    /// One call each.
+    Each(Vec<Delivery>),
+}
+
+/// What became of the records.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) acknowledged: u64,
+    pub(crate) unknown: u64,
+    pub(crate) failed: u64,
+    /// The least of all that were acknowledged.
+    pub(crate) stage: Option<Stage>,
+    pub(crate) latencies: Latencies,
+    /// When the last one was known.
+    pub(crate) last: Option<Instant>,
+    pub(crate) first_error: Option<Error>,
+    /// Records below this index are not in the latencies.
+    warm_up: u64,
+}
+
+/// The ends of the channel from the sender to [`Outcome::collect`].
+pub(crate) fn channel() -> (mpsc::Sender<Group>, mpsc::Receiver<Group>) {
+    mpsc::channel(GROUPS_AHEAD)
+}
+
+impl Outcome {
+    /// Nothing yet. Latencies of the first `warm_up` records of a schedule are left out.
+    pub(crate) fn new(warm_up: u64) -> anyhow::Result<Self> {
+        Ok(Self {
+            acknowledged: 0,
+            unknown: 0,
+            failed: 0,
+            stage: None,
+            latencies: Latencies::new()?,
+            last: None,
+            first_error: None,
+            warm_up,
+        })
+    }
+
+    /// Waits for everything that comes, in the order in which it was sent, until the sender is gone.
+    pub(crate) async fn collect(&mut self, mut groups: mpsc::Receiver<Group>) {
+        while let Some(group) = groups.recv().await {
+            let acknowledged = match group.deliveries {
+                Deliveries::Batch(delivery, count) => {
+                    let receipt = delivery.await;
+                    let before = self.acknowledged;
+                    for run in receipt.runs() {
+                        self.add(&run.result, run.records.len() as u64);
+                    }
+                    let told = receipt.runs().last().map_or(0, |run| run.records.end as u64);
+                    self.failed += count.saturating_sub(told);
+                    self.acknowledged - before
+                }
+                Deliveries::Each(deliveries) => {
+                    let before = self.acknowledged;
+                    for delivery in deliveries {
+                        let result = delivery.await;
+                        self.add(&result, 1);
+                    }
+                    self.acknowledged - before
+                }
+            };
+            let now = Instant::now();
+            self.last = Some(now);
+            self.measure(group.since, acknowledged, now);
+        }
+    }
+
+    fn measure(&mut self, since: Since, acknowledged: u64, now: Instant) {
+        match since {
+            Since::Call(at) => self.latencies.add(now - at, acknowledged),
+            Since::Due(schedule, first) => {
+                for index in (first..first + acknowledged).filter(|&index| index >= self.warm_up) {
+                    self.latencies.add(now.saturating_duration_since(schedule.due(index)), 1);
+                }
+            }
+        }
+    }
+
+    fn add(&mut self, result: &Result<Receipt, Error>, count: u64) {
+        match result {
+            Ok(receipt) => {
+                self.acknowledged += count;
+                self.stage = Some(self.stage.map_or(receipt.stage, |stage| stage.min(receipt.stage)));
+            }
+            Err(error) => {
+                match error.kind() {
+                    ErrorKind::OutcomeUnknown => self.unknown += count,
+                    _ => self.failed += count,
+                }
+                self.first_error.get_or_insert_with(|| error.clone());
+            }
+        }
+    }
+
+    /// Says on standard error what was not acknowledged, and whether everything was.
+    pub(crate) fn is_good(&self) -> bool {
+        if let Some(error) = &self.first_error {
+            eprintln!(
+                "{} of unknown outcome, {} not appended; the first: {error}",
+                crate::output::plural(self.unknown, "record", "records"),
+                crate::output::count(self.failed),
+            );
+        }
+        self.unknown + self.failed == 0
+    }
+}

@@ -1,0 +1,159 @@
+//! `bench consume`.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use highwater_client::{Client, ConsumedBatch, PartitionId, StartAt};
+use serde_json::{Map, json};
+
+use super::payload::Payloads;
+use super::report::{Latencies, Report};
+use super::topic;
+use crate::args::{BenchConsumeArgs, Global};
+use crate::output::{Answer, Progress, Unit};
+
+/// Runs the bench.
+pub(crate) async fn run(global: &Global, client: &Client, args: BenchConsumeArgs) -> anyhow::Result<Answer> {
+    let facts = topic::ask(client, &args.topic).await?;
+    let there = records_there(client, &args.topic).await?;
+    let wanted = args.records.unwrap_or(there);
+    anyhow::ensure!(
+        there >= wanted,
+        "topic {} has {there} records, not {wanted}; write more with: highwater bench produce",
+        args.topic
+    );
+    let mut checks = (!args.no_check).then(|| Checks::new(args.size as usize, facts.partitions));
+    let mut latencies = Latencies::new()?;
+    let progress = Progress::new(Some(wanted), Unit::Records);
+    let (mut records, mut bytes) = (0, 0);
+    let start = Instant::now();
+    let mut consumer = client
+        .consumer(&args.topic)
+        .from(StartAt::Earliest)
+        .memory_bytes(usize::try_from(args.in_flight)?)
+        .build()
+        .await?;
+    while records < wanted {
+        let asked = Instant::now();
+        let batch = next_batch(&mut consumer, global.timeout, records).await?;
+        latencies.add(asked.elapsed(), 1);
+        let (count, length) = match &mut checks {
+            Some(checks) => checks.take(&batch, wanted - records)?,
+            None => measure(&batch, wanted - records)?,
+        };
+        records += count;
+        bytes += length;
+        progress.set(records);
+    }
+    let elapsed = start.elapsed();
+    progress.finish();
+    let mut more = Map::new();
+    more.insert("checked".to_owned(), json!(!args.no_check));
+    more.insert("in_flight_bytes".to_owned(), json!(args.in_flight));
+    more.insert("runs".to_owned(), json!(checks.as_ref().map(|checks| checks.runs)));
+    let report = Report {
+        bench: "consume",
+        topic: &facts,
+        records,
+        bytes,
+        elapsed,
+        latency_of: "waiting for the next batch",
+        latencies: &latencies,
+        acks: None,
+        more,
+    };
+    report.print(global)?;
+    Ok(Answer::Yes)
+}
+
+async fn next_batch(
+    consumer: &mut highwater_client::Consumer,
+    timeout: Duration,
+    records: u64,
+) -> anyhow::Result<ConsumedBatch> {
+    let batch = tokio::time::timeout(timeout, consumer.next_batch())
+        .await
+        .with_context(|| format!("nothing came for {timeout:?} after {records} records"))?
+        .with_context(|| format!("the consumer ended after {records} records"))?;
+    Ok(batch?)
+}
+
+async fn records_there(client: &Client, topic: &str) -> anyhow::Result<u64> {
+    let admin = client.admin();
+    let starts = admin.list_offsets(topic, &[], StartAt::Earliest).await?;
+    let ends = admin.list_offsets(topic, &[], StartAt::Latest).await?;
+    let starts: BTreeMap<PartitionId, u64> =
+        starts.into_iter().map(|listed| (listed.partition, listed.offset.get())).collect();
+    let there = |listed: &highwater_client::ListedOffset| {
+        listed.offset.get().saturating_sub(starts.get(&listed.partition).copied().unwrap_or(0))
+    };
+    Ok(ends.iter().map(there).sum())
+}
+
+/// Counts records and bytes of values, `limit` records at the most.
+fn measure(batch: &ConsumedBatch, limit: u64) -> anyhow::Result<(u64, u64)> {
+    let (mut records, mut bytes) = (0, 0);
+    for record in batch.iter().take(usize::try_from(limit).unwrap_or(usize::MAX)) {
+        records += 1;
+        bytes += record?.value.map_or(0, <[u8]>::len) as u64;
+    }
+    Ok((records, bytes))
+}
+
+/// Checks every byte, and that nothing is missing, twice there or out of order.
+struct Checks {
+    payloads: Payloads,
+    /// 0: any.
+    size: usize,
+    /// Whether sequences follow each other without a gap: they do when there is one partition.
+    consecutive: bool,
+    last: BTreeMap<PartitionId, u64>,
+    /// How many times a bench began anew.
+    runs: u64,
+}
+
+impl Checks {
+    fn new(size: usize, partitions: u32) -> Self {
+        let last = BTreeMap::new();
+        Self { payloads: Payloads::default(), size, consecutive: partitions == 1, last, runs: 0 }
+    }
+
+    fn take(&mut self, batch: &ConsumedBatch, limit: u64) -> anyhow::Result<(u64, u64)> {
+        let partition = batch.partition();
+        let mut last = self.last.get(&partition).copied();
+        let (mut records, mut bytes) = (0, 0);
+        for record in batch.iter().take(usize::try_from(limit).unwrap_or(usize::MAX)) {
+            let record = record?;
+            let value = record.value.unwrap_or_default();
+            let place = || format!("partition {partition}, offset {}", record.offset);
+            let sequence = self.payloads.check(value).with_context(place)?;
+            anyhow::ensure!(
+                self.size == 0 || value.len() == self.size,
+                "{}: a value of {} bytes, not {}",
+                place(),
+                value.len(),
+                self.size
+            );
+            match last {
+                Some(last) if sequence == last + 1 || (!self.consecutive && sequence > last) => {}
+                None => self.runs += 1,
+                Some(last) => {
+                    anyhow::ensure!(
+                        !self.consecutive || sequence == 0,
+                        "{}: payload {sequence} follows {last}",
+                        place()
+                    );
+                    self.runs += 1;
+                }
+            }
+            last = Some(sequence);
+            records += 1;
+            bytes += value.len() as u64;
+        }
+        if let Some(last) = last {
+            self.last.insert(partition, last);
+        }
+        Ok((records, bytes))
+    }
+}

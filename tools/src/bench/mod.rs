@@ -1,0 +1,24 @@
+//! `highwater bench …`: how fast a running broker is, from where its clients are.
+
+mod acknowledge;
+mod consume;
+mod latency;
+mod payload;
+mod produce;
+mod report;
+mod schedule;
+mod topic;
+
+use crate::args::{BenchCommand, Global};
+use crate::connect::connect;
+use crate::output::Answer;
+
+/// Runs one of the benches.
+pub(crate) async fn run(global: &Global, command: BenchCommand) -> anyhow::Result<Answer> {
+    let client = connect(global).await?;
+    match command {
+        BenchCommand::Produce(args) => produce::run(global, &client, args).await,
+        BenchCommand::Consume(args) => consume::run(global, &client, args).await,
+        BenchCommand::Latency(args) => latency::run(global, &client, args).await,
+    }
+}
