@@ -172,6 +172,11 @@ impl BrokerProcess {
         }
     }
 
+    /// What later starts get as further arguments, instead of what the first one got.
+    pub fn set_arguments(&mut self, arguments: Vec<String>) {
+        self.options.arguments = arguments;
+    }
+
     /// Where clients connect to, as they take it.
     #[must_use]
     pub fn bootstrap(&self) -> String {

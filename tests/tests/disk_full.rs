@@ -1,0 +1,163 @@
+//! A disk that fills up: producers get a clear error that is worth a retry, consumers go on, a broker that dies
+//! meanwhile comes back, and when space returns everything goes on; nothing acknowledged is lost.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use highwater_client::{Client, Error, ErrorKind, NewTopic, PartitionId, Producer, ProducerRecord};
+use highwater_tests::cluster::{BrokerProcess, Options};
+use highwater_tests::oracle::{self, History, Outcome, Record};
+use highwater_tests::small_disk::{Kind, SmallDisk};
+use highwater_tests::{wait, workload};
+
+const TOPIC: &str = "full";
+const PARTITION: PartitionId = PartitionId(0);
+const DISK_BYTES: u64 = 96 << 20;
+const LIMIT: Duration = Duration::from_secs(60);
+/// What a broker says about a full disk is expected here.
+const EXPECTED: [&str; 5] = ["read-only", "disk", "space", "torn", "tail"];
+
+/// A producer and what became of its records.
+struct Writer {
+    producer: Producer,
+    next: u64,
+    sent: BTreeMap<Record, Outcome>,
+}
+
+impl Writer {
+    fn new(client: &Client) -> Self {
+        // Short enough that a full disk is told soon, long enough for a slow machine.
+        let producer = client.producer().delivery_timeout(Duration::from_secs(3)).build();
+        Self { producer, next: 0, sent: BTreeMap::new() }
+    }
+
+    /// Sends `count` records and returns the first error, if there was one.
+    async fn send(&mut self, count: u64) -> Option<Error> {
+        let mut deliveries = Vec::new();
+        let mut first_error = None;
+        for _ in 0..count {
+            let record = Record { producer: 1, number: self.next };
+            self.next += 1;
+            let value = workload::value_of(record);
+            match self.producer.send(ProducerRecord::new(TOPIC).value(&value)).await {
+                Ok(delivery) => deliveries.push((record, delivery)),
+                Err(error) => {
+                    self.sent.insert(record, Outcome::Refused);
+                    first_error = first_error.or(Some(error));
+                }
+            }
+        }
+        for (record, delivery) in deliveries {
+            let outcome = match wait::within("a record has an outcome", LIMIT, delivery).await.unwrap() {
+                Ok(receipt) => Outcome::Acknowledged(receipt.offset.0),
+                Err(error) => {
+                    let outcome = workload::outcome_of(&error);
+                    first_error = first_error.or(Some(error));
+                    outcome
+                }
+            };
+            self.sent.insert(record, outcome);
+        }
+        first_error
+    }
+
+    /// Sends until the disk is full, and returns what the producer is told then.
+    async fn fill(&mut self) -> Error {
+        for _ in 0..DISK_BYTES / 100_000 {
+            if let Some(error) = self.send(2_000).await {
+                return error;
+            }
+        }
+        panic!("the disk takes more than it has");
+    }
+
+    /// Sends one record at a time until one is acknowledged.
+    async fn recover(&mut self) {
+        let start = std::time::Instant::now();
+        while self.send(1).await.is_some() {
+            assert!(start.elapsed() < LIMIT, "no record is taken although there is space");
+        }
+    }
+}
+
+fn acknowledged(sent: &BTreeMap<Record, Outcome>) -> u64 {
+    sent.values().filter(|outcome| matches!(outcome, Outcome::Acknowledged(_))).count() as u64
+}
+
+async fn check(kind: Kind) {
+    let disk = match SmallDisk::mount(kind, DISK_BYTES) {
+        Ok(disk) => disk,
+        Err(error) => {
+            println!("SKIPPED: no {kind:?} of its own to fill: {error:#}");
+            return;
+        }
+    };
+    let ballast = disk.take(DISK_BYTES / 2).unwrap();
+    let options = Options {
+        data_directory: Some(disk.path().join("data")),
+        arguments: ["--disk-reserve", "4MiB"].map(str::to_owned).to_vec(),
+        keeps_port: true,
+        ..Options::default()
+    };
+    let mut broker = BrokerProcess::start(options).unwrap();
+    let client = Client::builder([broker.bootstrap()]).connect().await.unwrap();
+    client.admin().create_topic(NewTopic::new(TOPIC).config("segment_bytes", "4MiB")).await.unwrap();
+    let mut writer = Writer::new(&client);
+
+    let error = writer.fill().await;
+    assert_eq!(error.kind(), ErrorKind::DiskFull, "{error}");
+    assert!(error.is_retriable(), "{error}");
+    let at_full = acknowledged(&writer.sent);
+    assert!(at_full > 0);
+
+    // Consumers go on, also when another program takes what was held in reserve.
+    let pass = workload::read(&client, TOPIC, PARTITION, None).await.unwrap();
+    assert!(pass.len() as u64 >= at_full);
+    let reserve = disk.path().join("reserve");
+    std::fs::create_dir(&reserve).unwrap();
+    let rest = take_all(&reserve);
+    assert!(writer.send(100).await.is_some(), "nothing is taken without space");
+    let again = workload::read(&client, TOPIC, PARTITION, None).await.unwrap();
+    assert_eq!(again[..pass.len()], pass);
+
+    // A death without a byte of space is survived too.
+    assert!(broker.is_running().unwrap());
+    broker.kill9().unwrap();
+    broker.start_again().unwrap();
+    let after = workload::read(&client, TOPIC, PARTITION, None).await.unwrap();
+    assert_eq!(after[..pass.len()], pass);
+
+    std::fs::remove_file(rest).unwrap();
+    drop(ballast);
+    writer.recover().await;
+    assert!(writer.send(5_000).await.is_none(), "the broker is as it was");
+    broker.kill9().unwrap();
+    broker.start_again().unwrap();
+    let last = workload::read(&client, TOPIC, PARTITION, None).await.unwrap();
+    let history = History { sent: writer.sent, passes: vec![pass, again, after, last] };
+    let summary =
+        oracle::check(&history).unwrap_or_else(|found| panic!("{:?}", &found[..found.len().min(20)]));
+    println!("{kind:?}: {at_full} acknowledged when full, in the end {summary:?}");
+    broker.check_log(&EXPECTED).unwrap();
+}
+
+/// Takes every byte that is left.
+fn take_all(directory: &std::path::Path) -> std::path::PathBuf {
+    use std::io::Write;
+    let path = directory.join("everything");
+    let mut file = std::fs::File::create(&path).unwrap();
+    for size in [64 << 10, 4 << 10, 512, 1] {
+        while file.write_all(&vec![1; size]).is_ok() {}
+    }
+    path
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_memory_file_system_is_survived() {
+    check(Kind::Tmpfs).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_is_survived() {
+    check(Kind::Ext4).await;
+}
