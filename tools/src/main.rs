@@ -10,6 +10,7 @@ mod lines;
 mod output;
 mod parse;
 mod produce;
+mod quickstart;
 mod ranges;
 mod topic;
 
@@ -51,6 +52,7 @@ fn run(cli: Cli) -> anyhow::Result<Answer> {
         Command::Topic(command) => runtime.block_on(topic::run(global, command)),
         Command::Produce(args) => runtime.block_on(produce::run(global, args)),
         Command::Consume(args) => runtime.block_on(consume::run(global, args)),
+        Command::Quickstart(args) => runtime.block_on(quickstart::run(global, args)),
         Command::Bench(command) => runtime.block_on(bench::run(global, command)),
         _ => unreachable!("handled above"),
     }

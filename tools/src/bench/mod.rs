@@ -5,7 +5,7 @@ mod consume;
 mod latency;
 mod payload;
 mod produce;
-mod report;
+pub(crate) mod report;
 mod schedule;
 mod topic;
 
