@@ -1,11 +1,13 @@
-//! Highwater.
-pub mod sim;
+//! What the tests of Highwater stand on: brokers as real processes, bad links and disks, a checker of histories, and a
+//! simulated disk.
 
 pub mod cluster;
 pub mod oracle;
 pub mod peer;
 pub mod proxy;
+pub mod residency;
 pub mod resources;
+pub mod sim;
 pub mod small_disk;
 pub mod wait;
 pub mod workload;

@@ -1,6 +1,7 @@
 //! `kill -9` of the real broker at random moments under load: no loss, no duplicate offset, no reorder, no offset reused.
 //!
 //! Six kills by default; `HIGHWATER_KILLS=200` and `HIGHWATER_SEED` make it longer and different. The seed is printed.
+#![cfg(test)]
 
 use std::collections::BTreeMap;
 use std::env;

@@ -1,5 +1,6 @@
 //! A disk that fills up: producers get a clear error that is worth a retry, consumers go on, a broker that dies
 //! meanwhile comes back, and when space returns everything goes on; nothing acknowledged is lost.
+#![cfg(test)]
 
 use std::collections::BTreeMap;
 use std::time::Duration;

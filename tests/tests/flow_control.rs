@@ -1,5 +1,6 @@
 //! A reader that stops reading, a producer that floods, and both at once between the same two ends: nobody deadlocks,
 //! nobody else notices, and the broker's memory stays bounded.
+#![cfg(test)]
 
 use std::time::Duration;
 

@@ -1,6 +1,7 @@
 //! A real text, made from what the machine has, through `highwater produce` and `highwater consume`.
 //!
 //! 20,000 lines by default; `HIGHWATER_LINES=500000` makes it the full size.
+#![cfg(test)]
 
 use std::collections::BTreeMap;
 use std::env;

@@ -1,4 +1,5 @@
 //! The real program, once around: start, topic, produce, consume, health, stop, start again.
+#![cfg(test)]
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
