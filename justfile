@@ -36,9 +36,36 @@ sim SEED="1000" COUNT="2000":
 fuzz SECONDS="60" TARGET="all":
     HIGHWATER_FUZZ_SECONDS={{SECONDS}} HIGHWATER_FUZZ_TARGET={{TARGET}} cargo test -p highwater-protocol --release --features zstd --test fuzz -- --nocapture
 
-# Ceilings of this machine beside Highwater's own figures.
-bench *ARGS:
+# What this machine can do at best, without Highwater.
+ceiling *ARGS:
     cargo run --release -p highwater-benches --bin ceiling -- {{ARGS}}
+
+# Highwater beside the ceilings, alternately in the same run.
+bench *ARGS:
+    cargo build --release -p highwater
+    cargo run --release -p highwater-benches --bin compare -- {{ARGS}}
+
+# From spawn to ready, empty and after `kill -9` with a long log; memory when idle.
+restart *ARGS:
+    cargo build --release -p highwater
+    cargo run --release -p highwater-benches --bin restart -- {{ARGS}}
+
+# Whether reading old segments from the disk delays other connections.
+cold-read *ARGS:
+    cargo build --release -p highwater
+    cargo run --release -p highwater-benches --bin cold_read -- {{ARGS}}
+
+# `kill -9` of the real broker under load, as often as you like.
+kills COUNT="200" SEED="1":
+    HIGHWATER_KILLS={{COUNT}} HIGHWATER_SEED={{SEED}} cargo test -p highwater-tests --release --test crash_kill9 -- --nocapture
+
+# A real text of this many lines through the command line and back.
+text LINES="500000":
+    HIGHWATER_LINES={{LINES}} cargo test -p highwater-tests --release --test real_text -- --nocapture
+
+# Malformed frames against the real broker.
+frames COUNT="100000" SEED="1":
+    HIGHWATER_FRAMES={{COUNT}} HIGHWATER_SEED={{SEED}} cargo test -p highwater-tests --release --test malformed_frames -- --nocapture
 
 # A local cluster to play with, until Ctrl-C.
 cluster *ARGS:

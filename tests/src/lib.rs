@@ -2,6 +2,7 @@
 //! simulated disk.
 
 pub mod cluster;
+pub mod failing_flush;
 pub mod oracle;
 pub mod peer;
 pub mod proxy;
