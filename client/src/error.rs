@@ -159,6 +159,14 @@ impl Error {
         self.change(|inner| inner.log_range = Some(range))
     }
 
+    pub(crate) fn with_kind(self, kind: ErrorKind) -> Self {
+        self.change(|inner| inner.kind = kind)
+    }
+
+    pub(crate) fn with_code(self, code: ErrorCode) -> Self {
+        self.change(|inner| inner.code = Some(code))
+    }
+
     pub(crate) fn with_source(self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
         self.change(|inner| inner.source = Some(Arc::new(source)))
     }

@@ -1,24 +1,45 @@
-//! Producing records.
+//! Producing records: partitioner → accumulator → sequencer → sender.
 
-use std::future::Future;
-use std::ops::Range;
-use std::pin::Pin;
-use std::task::{Context, Poll};
-use std::time::Duration;
+mod accumulator;
+mod delivery;
+mod links;
+mod outcome;
+mod partitioner;
+mod sender;
+mod sequencer;
+
+pub use delivery::{BatchDelivery, BatchReceipt, Delivery, RunReceipt};
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime};
 
 use highwater_protocol::compression::Compression;
 use highwater_protocol::ids::PartitionId;
+use highwater_protocol::limits::BATCH_BYTES_MAX;
 use highwater_protocol::messages::Acks;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, oneshot};
+use tokio_util::sync::CancellationToken;
 
+use self::accumulator::{Accumulator, Admission, BatchId, Bounds};
+use self::links::Inbox;
+use self::sender::Sender;
 use crate::client::Client;
-use crate::error::Error;
-use crate::record::{ProducerRecord, Receipt};
+use crate::error::{Error, ErrorKind};
+use crate::record::ProducerRecord;
 
 /// Settings of a [`Producer`].
 #[derive(Debug, Clone)]
 #[must_use = "a producer is made by build()"]
 pub struct ProducerBuilder {
     client: Client,
+    settings: Settings,
+}
+
+#[derive(Debug, Clone)]
+struct Settings {
     acks: Acks,
     linger: Duration,
     batch_bytes: usize,
@@ -30,8 +51,7 @@ pub struct ProducerBuilder {
 
 impl ProducerBuilder {
     pub(crate) const fn new(client: Client) -> Self {
-        Self {
-            client,
+        let settings = Settings {
             acks: Acks::All,
             linger: Duration::ZERO,
             batch_bytes: 256 << 10,
@@ -39,67 +59,171 @@ impl ProducerBuilder {
             max_in_flight: 64,
             delivery_timeout: Duration::from_secs(30),
             compression: Compression::None,
-        }
+        };
+        Self { client, settings }
     }
 
-    /// When the broker acknowledges. Default: [`Acks::All`], when the records are committed; nothing acknowledged is
-    /// lost only with it.
+    /// When the broker acknowledges. Default: [`Acks::All`], when the records are committed; only with it nothing
+    /// acknowledged is lost.
     pub const fn acks(mut self, acks: Acks) -> Self {
-        self.acks = acks;
+        self.settings.acks = acks;
         self
     }
 
     /// How long a batch waits for more records before it is sent. Default: not at all; batches fill while earlier
     /// ones are on their way.
     pub const fn linger(mut self, linger: Duration) -> Self {
-        self.linger = linger;
+        self.settings.linger = linger;
         self
     }
 
-    /// Bytes of records after which a batch is sent. Default: 256 KiB.
+    /// Bytes of records after which a batch is sent; a record that is larger has a batch of its own. Default: 256 KiB.
     pub const fn batch_bytes(mut self, bytes: usize) -> Self {
-        self.batch_bytes = bytes;
+        self.settings.batch_bytes = bytes;
         self
     }
 
     /// Bytes of records that may wait for their acknowledgement; beyond it [`Producer::send`] waits. Default: 64 MiB.
     pub const fn memory_bytes(mut self, bytes: usize) -> Self {
-        self.memory_bytes = bytes;
+        self.settings.memory_bytes = bytes;
         self
     }
 
     /// Produce requests that may be unanswered at once on a connection; the broker may allow fewer. Default: 64.
     pub const fn max_in_flight(mut self, count: usize) -> Self {
-        self.max_in_flight = count;
+        self.settings.max_in_flight = count;
         self
     }
 
-    /// How long a record may wait, from its admission to its acknowledgement, with all retries. Default: 30 seconds.
+    /// How long a record may wait from its admission to its acknowledgement, with all retries, and how long
+    /// [`Producer::send`] may wait for room. Default: 30 seconds.
     pub const fn delivery_timeout(mut self, timeout: Duration) -> Self {
-        self.delivery_timeout = timeout;
+        self.settings.delivery_timeout = timeout;
         self
     }
 
     /// How batches are compressed. Default: not at all.
     pub const fn compression(mut self, compression: Compression) -> Self {
-        self.compression = compression;
+        self.settings.compression = compression;
         self
     }
 
     /// Starts the producer. Connections are made when records need them. Must be called in a tokio runtime.
+    ///
+    /// ```no_run
+    /// # fn example(client: highwater_client::Client) {
+    /// use std::time::Duration;
+    ///
+    /// use highwater_client::{Acks, Compression};
+    ///
+    /// let producer = client
+    ///     .producer()
+    ///     .acks(Acks::All)
+    ///     .linger(Duration::from_millis(2))
+    ///     .batch_bytes(512 << 10)
+    ///     .compression(Compression::Lz4)
+    ///     .build();
+    /// # drop(producer);
+    /// # }
+    /// ```
     #[must_use]
     pub fn build(self) -> Producer {
-        let _ = (&self.client, self.acks, self.linger, self.batch_bytes, self.memory_bytes);
-        let _ = (self.max_in_flight, self.delivery_timeout, self.compression);
-        unimplemented!()
+        let settings = self.settings;
+        let bounds = Bounds {
+            batch_bytes: settings.batch_bytes.clamp(1, BATCH_BYTES_MAX),
+            memory_bytes: settings.memory_bytes,
+            linger: settings.linger,
+            compression: settings.compression,
+        };
+        let shared = Arc::new(Shared {
+            client: self.client,
+            settings,
+            accumulator: Mutex::new(Accumulator::new(bounds)),
+            room: Notify::new(),
+            inbox: Arc::new(Inbox::default()),
+            flushes: Mutex::new(Vec::new()),
+            batch_filled: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
+            aborted: AtomicBool::new(false),
+            stopped: CancellationToken::new(),
+        });
+        tokio::spawn(Sender::new(Arc::clone(&shared)).run());
+        Producer { shared }
     }
 }
 
 /// Sends records. All methods take `&self`: share it by reference or in an `Arc`.
 ///
-/// The order in which records of one partition were admitted is the order in the log.
-#[derive(Debug)]
-pub struct Producer {}
+/// The order in which records of one partition were admitted is their order in the log: batches are numbered, and after
+/// one was refused those behind it wait. A batch whose outcome is unknown (its connection died after it was sent) is
+/// reported as such and not sent again, because it could then be there twice; those behind it go on.
+///
+/// Dropping a producer gives up what is not acknowledged, and logs how much at WARN: call [`Producer::close`] first.
+///
+/// ```no_run
+/// # async fn example(client: highwater_client::Client) -> Result<(), highwater_client::Error> {
+/// use highwater_client::ProducerRecord;
+///
+/// let producer = client.producer().build();
+/// let mut deliveries = Vec::new();
+/// for number in 0..1000 {
+///     let value = format!("order {number}");
+///     deliveries.push(producer.send(ProducerRecord::new("orders").key("customer-7").value(&value)).await?);
+/// }
+/// for delivery in deliveries {
+///     delivery.await?;
+/// }
+/// producer.close().await?;
+/// # Ok(())
+/// # }
+/// ```
+pub struct Producer {
+    shared: Arc<Shared>,
+}
+
+/// What the producer and its sender share.
+struct Shared {
+    client: Client,
+    settings: Settings,
+    /// Locked for one record or a few batches at a time. Lock order: this before `flushes`.
+    accumulator: Mutex<Accumulator>,
+    /// Memory became free.
+    room: Notify,
+    inbox: Arc<Inbox>,
+    flushes: Mutex<Vec<Flush>>,
+    /// A batch was filled since a sending task last let others run.
+    batch_filled: AtomicBool,
+    /// The sender ends when everything is done.
+    stopping: AtomicBool,
+    /// The sender ends now.
+    aborted: AtomicBool,
+    /// The sender has ended.
+    stopped: CancellationToken,
+}
+
+/// Someone waits until every batch up to `upto` is done.
+struct Flush {
+    upto: BatchId,
+    error: Option<Error>,
+    done: oneshot::Sender<Result<(), Error>>,
+}
+
+/// Outcome of an attempt to admit a record without waiting.
+enum Attempt {
+    Done(Result<Delivery, Error>),
+    NoRoom,
+    UnknownTopic,
+}
+
+/// Why an attempt to admit many records ended.
+enum Many<'a> {
+    All,
+    /// A batch is full: a moment for the sender to run.
+    Filled,
+    /// This record has to wait for room, or for the topic's metadata.
+    Wait(ProducerRecord<'a>),
+    Refused(Error),
+}
 
 impl Producer {
     /// Admits a record: waits until there is room in the producer's memory, encodes the record into a batch and
@@ -108,11 +232,33 @@ impl Producer {
     /// Cancel safe: dropped before it is done, the record was not admitted.
     ///
     /// # Errors
-    /// `UnknownTopic`, `UnknownPartition`, `RecordTooLarge`, `Closed`, or `TimedOut` when there was no room within the
-    /// delivery timeout. The record was not admitted.
+    /// `UnknownTopic`, `UnknownPartition`, `RecordTooLarge`, `InvalidArgument`, `Closed`, or `TimedOut` when there was
+    /// no room within the delivery timeout. The record was not admitted; being borrowed, it never left the caller.
     pub async fn send(&self, record: ProducerRecord<'_>) -> Result<Delivery, Error> {
-        let _ = record;
-        unimplemented!()
+        self.let_sender_run().await;
+        match self.shared.try_admit(&record) {
+            Attempt::Done(result) => result,
+            // Boxed, so that the common case has a small future.
+            _ => Box::pin(self.send_slowly(record)).await,
+        }
+    }
+
+    async fn send_slowly(&self, record: ProducerRecord<'_>) -> Result<Delivery, Error> {
+        let deadline = now() + self.shared.settings.delivery_timeout;
+        loop {
+            let room = self.shared.room.notified();
+            tokio::pin!(room);
+            // Registered before the attempt: room that comes after it is not missed.
+            room.as_mut().enable();
+            match self.shared.try_admit(&record) {
+                Attempt::Done(result) => return result,
+                Attempt::UnknownTopic => self.shared.learn_topic(record.topic, deadline).await?,
+                Attempt::NoRoom => {
+                    self.shared.hurry();
+                    self.shared.wait_for_room(room, record.topic, deadline).await?;
+                }
+            }
+        }
     }
 
     /// Admits many records of a topic at once: faster than [`Producer::send`] in a loop. All go to `partition`, if
@@ -122,7 +268,24 @@ impl Producer {
     ///
     /// # Errors
     /// As [`Producer::send`], when not even the first record was admitted. An error at a later record ends the call,
-    /// and is in the receipt with the records from that one on.
+    /// and is in the receipt for all records from that one on.
+    ///
+    /// ```no_run
+    /// # async fn example(producer: &highwater_client::Producer) -> Result<(), highwater_client::Error> {
+    /// use highwater_client::ProducerRecord;
+    ///
+    /// let lines = ["first", "second", "third"];
+    /// let records = lines.iter().map(|line| ProducerRecord::new("log").value(line));
+    /// let receipt = producer.send_batch("log", None, records).await?.await;
+    /// for run in receipt.runs() {
+    ///     match &run.result {
+    ///         Ok(first) => println!("{} records from offset {} on", run.records.len(), first.offset),
+    ///         Err(error) => println!("records {:?}: {error}", run.records),
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn send_batch<'a, I>(
         &self,
         topic: &str,
@@ -132,8 +295,30 @@ impl Producer {
     where
         I: IntoIterator<Item = ProducerRecord<'a>>,
     {
-        let _ = (topic, partition, records.into_iter().count());
-        unimplemented!()
+        let mut records = records.into_iter().map(|record| ProducerRecord {
+            topic,
+            partition: partition.or(record.partition),
+            ..record
+        });
+        let mut delivery = BatchDelivery::new();
+        loop {
+            self.let_sender_run().await;
+            let admitted = match self.shared.try_admit_many(&mut records, &mut delivery) {
+                Many::All => return Ok(delivery),
+                Many::Filled => continue,
+                Many::Refused(error) => Err(error),
+                // Admits the record itself, so that waiting is done in one place only.
+                Many::Wait(record) => Box::pin(self.send_slowly(record)).await,
+            };
+            match admitted {
+                Ok(admitted) => delivery.push(admitted.ack(), admitted.index()),
+                Err(error) if delivery.is_empty() => return Err(error),
+                Err(error) => {
+                    delivery.refuse(error, 1 + records.count());
+                    return Ok(delivery);
+                }
+            }
+        }
     }
 
     /// Sends everything admitted so far without lingering and waits until each record is acknowledged or failed. The
@@ -144,84 +329,188 @@ impl Producer {
     /// # Errors
     /// The first failure among them.
     pub async fn flush(&self) -> Result<(), Error> {
-        unimplemented!()
+        let (done, wait) = oneshot::channel();
+        {
+            let mut accumulator = self.shared.accumulator.lock();
+            let Some(upto) = accumulator.flush() else { return Ok(()) };
+            self.shared.flushes.lock().push(Flush { upto, error: None, done });
+        }
+        self.shared.inbox.work.notify_one();
+        wait.await.unwrap_or_else(|_| Err(Error::new(ErrorKind::Closed, "the producer was dropped")))
     }
 
-    /// Flushes and closes the connections. Later calls fail with `Closed`.
+    /// Admits no more records, flushes, and closes the connections. Later calls fail with `Closed`.
+    ///
+    /// Cancel safe: called again, it goes on.
     ///
     /// # Errors
     /// As [`Producer::flush`].
-    pub async fn close(self) -> Result<(), Error> {
-        unimplemented!()
-    }
-}
-
-/// The acknowledgement of one record, to be awaited: it is shared by the whole batch.
-///
-/// Dropping it does not take the record back.
-#[derive(Debug)]
-#[must_use = "a record is only known to be safe once its delivery resolved"]
-pub struct Delivery {}
-
-impl Future for Delivery {
-    type Output = Result<Receipt, Error>;
-
-    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
-        unimplemented!()
-    }
-}
-
-/// The acknowledgement of the records of one [`Producer::send_batch`].
-#[derive(Debug)]
-#[must_use = "records are only known to be safe once their delivery resolved"]
-pub struct BatchDelivery {}
-
-impl Future for BatchDelivery {
-    type Output = BatchReceipt;
-
-    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
-        unimplemented!()
-    }
-}
-
-/// What became of the records of one [`Producer::send_batch`].
-#[derive(Debug, Clone)]
-#[must_use = "some of the records may have failed"]
-pub struct BatchReceipt {
-    runs: Vec<RunReceipt>,
-}
-
-/// What became of consecutive records that travelled in one batch.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct RunReceipt {
-    /// Which records, by their place in the call, from 0.
-    pub records: Range<usize>,
-    /// The receipt of the first of them, the others have the offsets after it; or why they failed.
-    pub result: Result<Receipt, Error>,
-}
-
-impl BatchReceipt {
-    /// What became of each record, in the order of the call, without gaps.
-    #[must_use]
-    pub fn runs(&self) -> &[RunReceipt] {
-        &self.runs
+    pub async fn close(&self) -> Result<(), Error> {
+        self.shared.accumulator.lock().close();
+        let flushed = self.flush().await;
+        self.shared.stopping.store(true, Ordering::Release);
+        self.shared.inbox.work.notify_one();
+        self.shared.stopped.cancelled().await;
+        flushed
     }
 
-    /// How many records were acknowledged.
-    #[must_use]
-    pub fn acknowledged_count(&self) -> usize {
-        self.runs.iter().filter(|run| run.result.is_ok()).map(|run| run.records.len()).sum()
-    }
-
-    /// This, if every record was acknowledged.
-    ///
-    /// # Errors
-    /// The first failure.
-    pub fn into_result(self) -> Result<Self, Error> {
-        match self.runs.iter().find_map(|run| run.result.as_ref().err()) {
-            Some(error) => Err(error.clone()),
-            None => Ok(self),
+    /// Lets the sender run once after each batch that was filled: on a runtime of one thread it could not otherwise
+    /// while records keep coming.
+    async fn let_sender_run(&self) {
+        if self.shared.batch_filled.load(Ordering::Relaxed) {
+            self.shared.batch_filled.store(false, Ordering::Relaxed);
+            tokio::task::yield_now().await;
         }
     }
+}
+
+impl Shared {
+    fn try_admit(&self, record: &ProducerRecord<'_>) -> Attempt {
+        let mut accumulator = self.accumulator.lock();
+        let (attempt, wake) = match accumulator.admit(record, wall_ms(), now, || self.client.random()) {
+            Admission::Admitted { ack, index, wake, filled } => {
+                if filled {
+                    self.batch_filled.store(true, Ordering::Relaxed);
+                }
+                (Attempt::Done(Ok(Delivery::new(Arc::clone(ack), index))), wake)
+            }
+            Admission::NoRoom => (Attempt::NoRoom, false),
+            Admission::UnknownTopic => (Attempt::UnknownTopic, false),
+            Admission::Refused(error) => (Attempt::Done(Err(error)), false),
+        };
+        drop(accumulator);
+        if wake {
+            self.inbox.work.notify_one();
+        }
+        attempt
+    }
+
+    /// Admits records until one does not fit, a batch is full, or there are no more.
+    fn try_admit_many<'a>(
+        &self,
+        records: &mut impl Iterator<Item = ProducerRecord<'a>>,
+        delivery: &mut BatchDelivery,
+    ) -> Many<'a> {
+        let wall = wall_ms();
+        let mut wake_sender = false;
+        let mut accumulator = self.accumulator.lock();
+        let result = loop {
+            let Some(record) = records.next() else { break Many::All };
+            match accumulator.admit(&record, wall, now, || self.client.random()) {
+                Admission::Admitted { ack, index, wake, filled } => {
+                    wake_sender |= wake;
+                    delivery.push(ack, index);
+                    if filled {
+                        break Many::Filled;
+                    }
+                }
+                Admission::NoRoom | Admission::UnknownTopic => break Many::Wait(record),
+                Admission::Refused(error) => break Many::Refused(error),
+            }
+        };
+        drop(accumulator);
+        if matches!(result, Many::Filled) {
+            self.batch_filled.store(true, Ordering::Relaxed);
+        }
+        if wake_sender {
+            self.inbox.work.notify_one();
+        }
+        result
+    }
+
+    /// Finds out where a topic is.
+    async fn learn_topic(&self, topic: &str, deadline: Instant) -> Result<(), Error> {
+        let deadline = self.client.deadline().min(deadline.into());
+        let metadata = self.client.topic(topic, deadline).await?;
+        self.accumulator.lock().set_topic(metadata);
+        Ok(())
+    }
+
+    /// Memory is full: nothing lingers any longer.
+    fn hurry(&self) {
+        self.accumulator.lock().flush();
+        self.inbox.work.notify_one();
+    }
+
+    async fn wait_for_room(
+        &self,
+        room: impl Future<Output = ()>,
+        topic: &str,
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        tokio::time::timeout_at(deadline.into(), room).await.map_err(|_| {
+            let bytes = self.settings.memory_bytes;
+            let text =
+                format!("the producer's {bytes} bytes of memory stayed full of unacknowledged records");
+            Error::new(ErrorKind::TimedOut, text).with_topic(topic)
+        })
+    }
+
+    /// Takes batches off the books.
+    fn finish(&self, finished: Vec<(BatchId, usize, u32, Option<Error>)>) {
+        {
+            let mut accumulator = self.accumulator.lock();
+            let mut flushes = self.flushes.lock();
+            for (id, charged, record_count, error) in finished {
+                accumulator.finish(id, charged, record_count);
+                if let Some(error) = error {
+                    for flush in flushes.iter_mut().filter(|flush| flush.upto >= id) {
+                        flush.error.get_or_insert_with(|| error.clone());
+                    }
+                }
+            }
+            let (over, waiting) =
+                flushes.drain(..).partition(|flush| accumulator.is_finished_upto(flush.upto));
+            *flushes = waiting;
+            let over: Vec<Flush> = over;
+            for flush in over {
+                // Whoever asked may have given up.
+                let _ = flush.done.send(flush.error.map_or(Ok(()), Err));
+            }
+        }
+        self.room.notify_waiters();
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    fn is_aborted(&self) -> bool {
+        self.aborted.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for Producer {
+    fn drop(&mut self) {
+        let pending = {
+            let mut accumulator = self.shared.accumulator.lock();
+            accumulator.close();
+            accumulator.unfinished_records()
+        };
+        if pending > 0 {
+            tracing::warn!(
+                records = pending,
+                "a producer was dropped before all its records were acknowledged; call close() first"
+            );
+        }
+        self.shared.aborted.store(true, Ordering::Release);
+        self.shared.inbox.work.notify_one();
+    }
+}
+
+impl fmt::Debug for Producer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Producer").field("settings", &self.shared.settings).finish_non_exhaustive()
+    }
+}
+
+/// The clock of the accumulator and the sender: tokio's, which tests can hold.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+/// The timestamp of records that have none.
+fn wall_ms() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }

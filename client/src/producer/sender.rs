@@ -1,0 +1,627 @@
+//! The task that takes batches out of the accumulator, sends them and hears what became of them.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use highwater_protocol::error_code::{Duty, ErrorCode};
+use highwater_protocol::ids::{PartitionId, TopicPartition};
+use highwater_protocol::limits::PRODUCE_BATCHES_MAX;
+use highwater_protocol::messages::{ProduceBatch, ProduceReply, ProduceRequest};
+use tokio::task::JoinSet;
+
+use super::accumulator::{Accumulator, BatchId, Collected, LaneIndex};
+use super::delivery::{Acknowledged, BatchAck};
+use super::links::{Link, Peer, PeerState};
+use super::outcome::{verdict, verdict_on_all};
+use super::sequencer::{Done, Lane, LinkId, Verdict, timed_out};
+use super::{Shared, now};
+use crate::admin::TopicMetadata;
+use crate::error::{Error, ErrorKind};
+use crate::retry::{Backoff, RetryPolicy};
+use crate::wire::{Connection, Lost};
+
+/// Batches that are not full wait while so many of their partition are on their way: they fill meanwhile.
+const UNFILLED_IN_FLIGHT_MAX: usize = 4;
+/// Bytes of batches after which a request takes no further one.
+const REQUEST_BYTES: usize = 1 << 20;
+/// How long a reply may be late, after the time that the broker was given.
+const REPLY_GRACE: Duration = Duration::from_secs(5);
+
+/// A batch with its checksums.
+#[derive(Debug)]
+struct Sending {
+    id: BatchId,
+    bytes: Bytes,
+    ack: Arc<BatchAck>,
+    charged: usize,
+    record_count: u32,
+}
+
+/// A partition as the sender sees it.
+#[derive(Debug)]
+struct Partition {
+    lane: Lane<Sending>,
+    topic: Arc<TopicMetadata>,
+    place: TopicPartition,
+    /// Its leader, an index of `peers`, while it is thought to be known.
+    peer: Option<usize>,
+    /// Whether it is in `listed`.
+    listed: bool,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    peer: usize,
+    entries: Vec<(LaneIndex, u64)>,
+    deadline: Instant,
+}
+
+/// What the sender's helpers found.
+enum Event {
+    Connected(usize, Result<Connection, Error>),
+    Topic(Arc<TopicMetadata>, Result<Arc<TopicMetadata>, Error>),
+}
+
+/// What goes into one request.
+#[derive(Default)]
+struct Parcel {
+    bytes: usize,
+    batches: Vec<(LaneIndex, Picked)>,
+}
+
+enum Picked {
+    New(Collected),
+    Again(Sending, Instant),
+}
+
+pub(super) struct Sender {
+    shared: Arc<Shared>,
+    partitions: Vec<Partition>,
+    /// Partitions with something to send, in the order in which they are looked at.
+    listed: VecDeque<LaneIndex>,
+    peers: Vec<Peer>,
+    requests: HashMap<u64, InFlight>,
+    next_tag: u64,
+    next_link: u64,
+    refreshing: HashSet<String>,
+    refresh_backoff: HashMap<String, (Backoff, Instant)>,
+    tasks: JoinSet<Event>,
+    done: Vec<Done<Sending, Acknowledged>>,
+}
+
+impl Sender {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            shared,
+            partitions: Vec::new(),
+            listed: VecDeque::new(),
+            peers: Vec::new(),
+            requests: HashMap::new(),
+            next_tag: 0,
+            next_link: 0,
+            refreshing: HashSet::new(),
+            refresh_backoff: HashMap::new(),
+            tasks: JoinSet::new(),
+            done: Vec::new(),
+        }
+    }
+
+    /// Runs until the producer is closed and everything is done, or until it is dropped.
+    pub(super) async fn run(mut self) {
+        let shared = Arc::clone(&self.shared);
+        while !shared.is_aborted() {
+            for (tag, reply) in shared.inbox.take() {
+                self.take_reply(tag, reply);
+            }
+            let wake_at = self.dispatch();
+            self.finish_done();
+            if shared.is_stopping() && shared.accumulator.lock().unfinished_records() == 0 {
+                break;
+            }
+            let wake_at = wake_at.unwrap_or_else(|| now() + Duration::from_secs(3600));
+            tokio::select! {
+                biased;
+                () = shared.inbox.work.notified() => {}
+                Some(event) = self.tasks.join_next(), if !self.tasks.is_empty() => {
+                    // A helper that panicked is a defect; what waits for it ends at its deadline.
+                    if let Ok(event) = event {
+                        self.take_event(event);
+                    }
+                }
+                () = tokio::time::sleep_until(wake_at.into()) => {}
+            }
+        }
+    }
+
+    /// Sends what can be sent. Returns when to look again if nothing happens before.
+    fn dispatch(&mut self) -> Option<Instant> {
+        let now = now();
+        self.note_lost_links(now);
+        let shared = Arc::clone(&self.shared);
+        loop {
+            let mut parcels: HashMap<usize, Parcel> = HashMap::new();
+            let mut wake_at = None;
+            {
+                let mut accumulator = shared.accumulator.lock();
+                accumulator.tick(now);
+                self.take_listed(&mut accumulator);
+                for _ in 0..self.listed.len() {
+                    let Some(lane) = self.listed.pop_front() else { break };
+                    let blocked_until = self.pick(lane, now, &mut accumulator, &mut parcels);
+                    if self.partitions[lane].lane.has_again() || accumulator.keep_listed(lane) {
+                        self.listed.push_back(lane);
+                    } else {
+                        self.partitions[lane].listed = false;
+                    }
+                    wake_at = earliest(wake_at, blocked_until);
+                }
+                wake_at = earliest(wake_at, accumulator.next_deadline());
+            }
+            if parcels.is_empty() {
+                let replies = self.requests.values().map(|request| request.deadline).min();
+                return earliest(wake_at, replies);
+            }
+            for (peer, parcel) in parcels {
+                self.send(peer, parcel, now);
+            }
+        }
+    }
+
+    fn take_listed(&mut self, accumulator: &mut Accumulator) {
+        for index in self.partitions.len()..accumulator.lane_count() {
+            let (topic, place) = accumulator.place(index);
+            let lane = Lane::new(RetryPolicy::default());
+            self.partitions.push(Partition { lane, topic, place, peer: None, listed: false });
+        }
+        let mut fresh = VecDeque::new();
+        accumulator.take_eligible(&mut fresh);
+        for index in fresh {
+            self.list(index);
+        }
+    }
+
+    fn list(&mut self, index: LaneIndex) {
+        if !std::mem::replace(&mut self.partitions[index].listed, true) {
+            self.listed.push_back(index);
+        }
+    }
+
+    /// Takes at most one batch of a partition for its leader. Returns when to look again if it cannot go now.
+    fn pick(
+        &mut self,
+        index: LaneIndex,
+        now: Instant,
+        accumulator: &mut Accumulator,
+        parcels: &mut HashMap<usize, Parcel>,
+    ) -> Option<Instant> {
+        let peer = self.leader_of(index, now);
+        let partition = &mut self.partitions[index];
+        let link = peer.and_then(|peer| match &self.peers[peer].state {
+            PeerState::Up(link) => Some((peer, link)),
+            _ => None,
+        });
+        if let Some((peer, link)) = link.filter(|(_, link)| partition.lane.can_send(link.id, now)) {
+            let parcel = parcels.get(&peer);
+            let bytes = parcel.map_or(0, |parcel| parcel.bytes);
+            let count = parcel.map_or(0, |parcel| parcel.batches.len());
+            if link.has_room(bytes as u64) && bytes < REQUEST_BYTES && count < PRODUCE_BATCHES_MAX {
+                let picked = match partition.lane.take_again() {
+                    Some((batch, deadline)) => Some(Picked::Again(batch, deadline)),
+                    None => {
+                        let open_too = partition.lane.in_flight_count() < UNFILLED_IN_FLIGHT_MAX;
+                        accumulator.collect(index, open_too).map(Picked::New)
+                    }
+                };
+                if let Some(picked) = picked {
+                    let parcel = parcels.entry(peer).or_default();
+                    parcel.bytes += picked.length();
+                    parcel.batches.push((index, picked));
+                }
+            }
+            // What is left goes when a reply or the window comes.
+            return None;
+        }
+        self.expire(index, peer, now, accumulator)
+    }
+
+    /// Ends batches of a partition that cannot be sent and waited too long. Returns when the next one does.
+    fn expire(
+        &mut self,
+        index: LaneIndex,
+        peer: Option<usize>,
+        now: Instant,
+        accumulator: &mut Accumulator,
+    ) -> Option<Instant> {
+        let timeout = self.shared.settings.delivery_timeout;
+        let partition = &mut self.partitions[index];
+        partition.lane.expire(now, &mut self.done);
+        let cause = peer.and_then(|peer| self.peers[peer].last_error.clone());
+        let mut wake_at = earliest(partition.lane.again_deadline(), partition.lane.not_before());
+        // New batches stand behind those that go again.
+        if !partition.lane.has_again()
+            && let Some(limit) = now.checked_sub(timeout)
+        {
+            while let Some(batch) = accumulator.collect_expired(index, limit) {
+                let cause = cause.clone().unwrap_or_else(|| {
+                    Error::new(ErrorKind::NotReady, "the leader of the partition could not take it yet")
+                });
+                let error =
+                    timed_out(&cause).with_partition(&partition.topic.name, partition.place.partition);
+                self.done.push(Done { batch: Sending::unsent(batch), outcome: Err(error) });
+            }
+        }
+        wake_at = earliest(wake_at, accumulator.oldest(index).map(|opened| opened + timeout));
+        if let Some(PeerState::Down { not_before }) = peer.map(|peer| &self.peers[peer].state) {
+            wake_at = earliest(wake_at, *not_before);
+        }
+        let refresh = self.refresh_backoff.get(&partition.topic.name).map(|(_, not_before)| *not_before);
+        earliest(wake_at.filter(|at| *at > now), refresh.filter(|at| *at > now))
+    }
+
+    /// The leader of a partition, if it is known; asks for it otherwise, and connects to it.
+    fn leader_of(&mut self, index: LaneIndex, now: Instant) -> Option<usize> {
+        let peer = match self.partitions[index].peer {
+            Some(peer) => peer,
+            None => {
+                let peer = self.find_leader(index, now)?;
+                self.partitions[index].peer = Some(peer);
+                peer
+            }
+        };
+        if let PeerState::Down { not_before } = self.peers[peer].state
+            && not_before.is_none_or(|not_before| not_before <= now)
+        {
+            self.peers[peer].state = PeerState::Connecting;
+            let shared = Arc::clone(&self.shared);
+            let address = Arc::clone(&self.peers[peer].address);
+            self.tasks.spawn(async move {
+                let inbox = Arc::clone(&shared.inbox);
+                Event::Connected(peer, shared.client.pool().connect(&address, inbox).await)
+            });
+        }
+        Some(peer)
+    }
+
+    fn find_leader(&mut self, index: LaneIndex, now: Instant) -> Option<usize> {
+        let partition = &self.partitions[index];
+        let metadata = self.shared.client.metadata();
+        let current = metadata.topic(&partition.topic.name);
+        let current = current.filter(|topic| topic.topic_id == partition.place.topic_id);
+        let address =
+            current.and_then(|topic| metadata.leader_address(&topic, partition.place.partition).ok());
+        let Some(address) = address else {
+            self.refresh(index, now);
+            return None;
+        };
+        if let Some(peer) = self.peers.iter().position(|peer| *peer.address == *address) {
+            return Some(peer);
+        }
+        self.peers.push(Peer {
+            address: Arc::from(address),
+            state: PeerState::Down { not_before: None },
+            backoff: self.shared.client.backoff(),
+            last_error: None,
+        });
+        Some(self.peers.len() - 1)
+    }
+
+    /// Asks for a topic's metadata, unless that is being done or was done a moment ago.
+    fn refresh(&mut self, index: LaneIndex, now: Instant) {
+        let topic = Arc::clone(&self.partitions[index].topic);
+        let client = self.shared.client.clone();
+        let fresh = || (client.backoff(), now);
+        let (backoff, not_before) = self.refresh_backoff.entry(topic.name.clone()).or_insert_with(fresh);
+        if *not_before > now || !self.refreshing.insert(topic.name.clone()) {
+            return;
+        }
+        *not_before = now + backoff.next(client.random());
+        self.tasks.spawn(async move {
+            let result = client.refresh_topic(&topic.name, client.deadline()).await;
+            Event::Topic(topic, result)
+        });
+    }
+
+    /// Builds a request and hands it to the connection.
+    fn send(&mut self, peer: usize, parcel: Parcel, now: Instant) {
+        let PeerState::Up(link) = &mut self.peers[peer].state else { return };
+        let link_id = link.id;
+        let mut entries = Vec::with_capacity(parcel.batches.len());
+        let mut batches = Vec::with_capacity(parcel.batches.len());
+        let mut attachment = Vec::with_capacity(parcel.batches.len());
+        let mut last_deadline = now;
+        for (index, picked) in parcel.batches {
+            let partition = &mut self.partitions[index];
+            let (sending, deadline) = match picked {
+                Picked::Again(sending, deadline) => (sending, deadline),
+                Picked::New(collected) => {
+                    let deadline = collected.opened_at + self.shared.settings.delivery_timeout;
+                    match build(collected, partition, &self.shared) {
+                        Ok(sending) => (sending, deadline),
+                        Err(done) => {
+                            self.done.push(done);
+                            continue;
+                        }
+                    }
+                }
+            };
+            last_deadline = last_deadline.max(deadline);
+            attachment.push(sending.bytes.clone());
+            let length = sending.bytes.len() as u32;
+            link.produced += u64::from(length);
+            let number = partition.lane.send(link_id, sending, deadline);
+            entries.push((index, number));
+            batches.push(ProduceBatch {
+                topic_id: Some(partition.place.topic_id.into()),
+                partition: partition.place.partition.get(),
+                number,
+                length,
+            });
+        }
+        if entries.is_empty() {
+            return;
+        }
+        let time = last_deadline.saturating_duration_since(now);
+        let timeout_ms = u32::try_from(time.as_millis()).unwrap_or(u32::MAX).max(1);
+        let request = ProduceRequest { acks: self.shared.settings.acks.into(), timeout_ms, batches };
+        let tag = self.next_tag;
+        self.next_tag += 1;
+        let sink = Arc::clone(&self.shared.inbox);
+        link.in_flight += 1;
+        let submitted = link.connection.submit(&request, attachment, sink, tag);
+        self.requests.insert(tag, InFlight { peer, entries, deadline: now + time + REPLY_GRACE });
+        if let Err(error) = submitted {
+            self.take_reply(tag, Err(Lost { sent: false, error }));
+        }
+    }
+
+    fn take_reply(&mut self, tag: u64, reply: Result<highwater_protocol::frame::Frame, Lost>) {
+        let Some(request) = self.requests.remove(&tag) else { return };
+        let now = now();
+        let random = self.shared.client.random();
+        let address = Arc::clone(&self.peers[request.peer].address);
+        let PeerState::Up(link) = &mut self.peers[request.peer].state else { return };
+        link.in_flight -= 1;
+        let verdicts: Vec<Verdict<Acknowledged>> = match reply {
+            Ok(frame) => {
+                let decoded = link.connection.read_reply::<ProduceRequest>(&frame).map(|(reply, _)| reply);
+                self.verdicts(&request.entries, decoded, &address)
+            }
+            Err(lost) => {
+                let verdict = |_| Verdict::Lost { error: lost.error.clone(), sent: lost.sent };
+                request.entries.iter().map(verdict).collect()
+            }
+        };
+        for ((index, number), verdict) in request.entries.into_iter().zip(verdicts) {
+            match &verdict {
+                Verdict::Acknowledged(_) => self.peers[request.peer].backoff.reset(),
+                Verdict::Refused { error, .. } => self.note_refusal(index, error),
+                _ => {}
+            }
+            self.partitions[index].lane.resolve(number, verdict, now, random, &mut self.done);
+            if self.partitions[index].lane.has_again() {
+                self.list(index);
+            }
+        }
+    }
+
+    fn verdicts(
+        &self,
+        entries: &[(LaneIndex, u64)],
+        reply: Result<ProduceReply, Error>,
+        address: &str,
+    ) -> Vec<Verdict<Acknowledged>> {
+        let context = |index: LaneIndex| {
+            let partition = &self.partitions[index];
+            let (name, number) = (&partition.topic.name, partition.place.partition);
+            move |error: Error| error.with_partition(name, number).with_address(address)
+        };
+        let error = match reply {
+            Ok(reply) if reply.results.len() == entries.len() => {
+                let of = |((index, _), result): (&(LaneIndex, u64), _)| {
+                    verdict(result, self.partitions[*index].place.partition, context(*index))
+                };
+                return entries.iter().zip(reply.results).map(of).collect();
+            }
+            Ok(reply) => {
+                let text =
+                    format!("{} batches were sent, {} results came", entries.len(), reply.results.len());
+                Error::new(ErrorKind::Protocol, text)
+            }
+            Err(error) => error,
+        };
+        entries.iter().map(|(index, _)| verdict_on_all(&error, context(*index))).collect()
+    }
+
+    /// A refusal may mean that the leader is elsewhere.
+    fn note_refusal(&mut self, index: LaneIndex, error: &Error) {
+        let Some(code) = error.code() else { return };
+        let partition = &mut self.partitions[index];
+        if code.duty() == Duty::RefreshMetadata {
+            partition.peer = None;
+            self.shared.client.metadata().forget(&partition.topic.name);
+        }
+        if code != ErrorCode::OutOfOrder {
+            tracing::debug!(topic = %partition.topic.name, partition = %partition.place.partition, %error, "batch refused");
+        }
+    }
+
+    fn take_event(&mut self, event: Event) {
+        match event {
+            Event::Connected(peer, Ok(connection)) => {
+                let id = LinkId(self.next_link);
+                self.next_link += 1;
+                let link = Link::new(id, connection, self.shared.settings.max_in_flight);
+                self.peers[peer].state = PeerState::Up(link);
+            }
+            Event::Connected(peer, Err(error)) => self.peer_down(peer, error),
+            Event::Topic(before, result) => self.take_topic(&before, result),
+        }
+    }
+
+    fn peer_down(&mut self, index: usize, error: Error) {
+        let random = self.shared.client.random();
+        let peer = &mut self.peers[index];
+        tracing::debug!(address = %peer.address, %error, "a broker is not reached");
+        peer.state = PeerState::Down { not_before: Some(now() + peer.backoff.next(random)) };
+        peer.last_error = Some(error);
+        // The leader may be another one by now.
+        for partition in self.partitions.iter_mut().filter(|partition| partition.peer == Some(index)) {
+            self.shared.client.metadata().forget(&partition.topic.name);
+        }
+    }
+
+    /// Connections that ended, and replies that are too late.
+    fn note_lost_links(&mut self, now: Instant) {
+        for request in self.requests.values().filter(|request| request.deadline <= now) {
+            if let PeerState::Up(link) = &self.peers[request.peer].state {
+                let text = "the broker did not answer a produce request in time";
+                link.connection
+                    .close(Error::new(ErrorKind::TimedOut, text).with_address(link.connection.address()));
+            }
+        }
+        for index in 0..self.peers.len() {
+            let PeerState::Up(link) = &self.peers[index].state else { continue };
+            // Requests without a reply are told one by one, before or after this.
+            if link.in_flight == 0
+                && let Some(error) = link.connection.closed()
+            {
+                self.peer_down(index, error);
+                for partition in self.partitions.iter_mut().filter(|partition| partition.peer == Some(index))
+                {
+                    partition.peer = None;
+                }
+            }
+        }
+    }
+
+    fn take_topic(&mut self, before: &TopicMetadata, result: Result<Arc<TopicMetadata>, Error>) {
+        self.refreshing.remove(&before.name);
+        let shared = Arc::clone(&self.shared);
+        let mut accumulator = shared.accumulator.lock();
+        let gone = match result {
+            Ok(topic) => {
+                self.refresh_backoff.remove(&before.name);
+                let current = topic.topic_id;
+                accumulator.set_topic(topic);
+                let text = "the topic was deleted, and created again as another one";
+                Some((Some(current), Error::new(ErrorKind::UnknownTopic, text)))
+            }
+            Err(error) if error.kind() == ErrorKind::UnknownTopic => {
+                accumulator.forget_topic(&before.name);
+                Some((None, error))
+            }
+            Err(error) => {
+                tracing::debug!(topic = %before.name, %error, "metadata is not refreshed");
+                None
+            }
+        };
+        let Some((current, error)) = gone else { return };
+        let error = error.with_topic(&before.name);
+        for index in accumulator.lanes_of(&before.name) {
+            let Some(partition) = self.partitions.get_mut(index) else { continue };
+            if Some(partition.place.topic_id) == current {
+                partition.peer = None;
+                continue;
+            }
+            let error = error.clone().with_partition(&before.name, partition.place.partition);
+            partition.lane.fail_again(&error, &mut self.done);
+            for batch in accumulator.drain(index) {
+                self.done.push(Done { batch: Sending::unsent(batch), outcome: Err(error.clone()) });
+            }
+        }
+    }
+
+    /// Tells deliveries and frees memory.
+    fn finish_done(&mut self) {
+        if self.done.is_empty() {
+            return;
+        }
+        let done: Vec<_> = self.done.drain(..).collect();
+        let finished: Vec<_> = done
+            .iter()
+            .map(|done| {
+                let batch = &done.batch;
+                (batch.id, batch.charged, batch.record_count, done.outcome.as_ref().err().cloned())
+            })
+            .collect();
+        for Done { batch, outcome } in done {
+            batch.ack.complete(outcome);
+        }
+        self.shared.finish(finished);
+    }
+
+    /// Ends everything: nobody will send it any more.
+    fn abandon(&mut self) {
+        let error =
+            Error::new(ErrorKind::Closed, "the producer was dropped before the record was acknowledged");
+        let shared = Arc::clone(&self.shared);
+        {
+            let mut accumulator = shared.accumulator.lock();
+            accumulator.close();
+            self.take_listed(&mut accumulator);
+            for (index, partition) in self.partitions.iter_mut().enumerate() {
+                partition.lane.abandon(&error, &mut self.done);
+                for batch in accumulator.drain(index) {
+                    self.done.push(Done { batch: Sending::unsent(batch), outcome: Err(error.clone()) });
+                }
+            }
+        }
+        self.finish_done();
+    }
+}
+
+impl Drop for Sender {
+    fn drop(&mut self) {
+        self.abandon();
+        self.shared.stopped.cancel();
+    }
+}
+
+impl Picked {
+    fn length(&self) -> usize {
+        match self {
+            Self::New(collected) => collected.builder.length(),
+            Self::Again(sending, _) => sending.bytes.len(),
+        }
+    }
+}
+
+impl Sending {
+    /// A batch that ends before it was built.
+    fn unsent(batch: Collected) -> Self {
+        let record_count = batch.builder.record_count();
+        Self { id: batch.id, bytes: Bytes::new(), ack: batch.ack, charged: batch.charged, record_count }
+    }
+}
+
+/// Compresses a batch and writes its headers and checksums.
+fn build(
+    collected: Collected,
+    partition: &Partition,
+    shared: &Shared,
+) -> Result<Sending, Done<Sending, Acknowledged>> {
+    let Collected { id, builder, ack, charged, .. } = collected;
+    let record_count = builder.record_count();
+    match builder.build(partition.place, shared.settings.compression) {
+        Ok(bytes) => Ok(Sending { id, bytes, ack, charged, record_count }),
+        Err(error) => {
+            let outcome = Error::new(ErrorKind::Unsupported, error.to_string()).with_source(error);
+            let outcome = outcome.with_partition(&partition.topic.name, partition_number(partition));
+            let batch = Sending { id, bytes: Bytes::new(), ack, charged, record_count };
+            Err(Done { batch, outcome: Err(outcome) })
+        }
+    }
+}
+
+const fn partition_number(partition: &Partition) -> PartitionId {
+    partition.place.partition
+}
+
+fn earliest(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}

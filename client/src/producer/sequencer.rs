@@ -1,0 +1,475 @@
+//! The order of one partition's batches: numbers, refusals, and what may be sent again. Pure: the clock is the caller's.
+//!
+//! A connection numbers its batches for each partition. After a refused batch the broker refuses every later number until
+//! the refused one comes again, so nothing is appended out of order. The lane therefore waits until everything in flight
+//! has been answered, then goes on at the refused number. A batch whose bytes went out on a connection that died is never
+//! sent again: it may have been appended.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, ErrorKind};
+use crate::retry::{Backoff, RetryPolicy};
+
+/// Which connection, in the order in which they were made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct LinkId(pub(super) u64);
+
+/// What a reply says about a batch.
+#[derive(Debug, Clone)]
+pub(super) enum Verdict<A> {
+    /// It was appended.
+    Acknowledged(A),
+    /// It may have been appended.
+    Unknown(Error),
+    /// It was not appended. `next_number`: what the broker takes next, if it told.
+    Refused { error: Error, retriable: bool, next_number: Option<u64> },
+    /// The connection ended before the reply.
+    Lost { error: Error, sent: bool },
+}
+
+/// A batch that will not be heard of again.
+#[derive(Debug)]
+pub(super) struct Done<B, A> {
+    pub(super) batch: B,
+    pub(super) outcome: Result<A, Error>,
+}
+
+/// The batches of one partition that are with the sender.
+#[derive(Debug)]
+pub(super) struct Lane<B> {
+    /// Sent on `link`, in the order of their numbers.
+    in_flight: VecDeque<Flight<B>>,
+    link: Option<LinkId>,
+    /// The number of the next batch on `link`.
+    next_number: u64,
+    /// Known not to be in the log, in order; they go before anything new.
+    again: VecDeque<Again<B>>,
+    /// The number that the broker takes next. Set from a refusal until everything in flight is answered.
+    ///
+    /// Invariant: batches with this number or a later one, sent before it was set, are not in the log.
+    refused_at: Option<u64>,
+    /// Nothing is sent before this.
+    not_before: Option<Instant>,
+    backoff: Backoff,
+}
+
+#[derive(Debug)]
+struct Flight<B> {
+    number: u64,
+    batch: B,
+    deadline: Instant,
+    /// Why it was refused and whether it may go again, if it was refused.
+    refused: Option<(Error, bool)>,
+}
+
+#[derive(Debug)]
+struct Again<B> {
+    batch: B,
+    deadline: Instant,
+    error: Error,
+}
+
+impl<B> Lane<B> {
+    pub(super) const fn new(policy: RetryPolicy) -> Self {
+        Self {
+            in_flight: VecDeque::new(),
+            link: None,
+            next_number: 0,
+            again: VecDeque::new(),
+            refused_at: None,
+            not_before: None,
+            backoff: Backoff::new(policy),
+        }
+    }
+
+    /// Whether a batch may be sent on `link` now.
+    pub(super) fn can_send(&self, link: LinkId, now: Instant) -> bool {
+        self.refused_at.is_none()
+            && self.not_before.is_none_or(|not_before| not_before <= now)
+            && (self.in_flight.is_empty() || self.link == Some(link))
+    }
+
+    /// The batch that must go first, and its deadline.
+    pub(super) fn take_again(&mut self) -> Option<(B, Instant)> {
+        self.again.pop_front().map(|again| (again.batch, again.deadline))
+    }
+
+    /// Whether there are batches to be sent again.
+    pub(super) fn has_again(&self) -> bool {
+        !self.again.is_empty()
+    }
+
+    /// Batches sent and not answered.
+    pub(super) fn in_flight_count(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// Whether no batch is here.
+    pub(super) fn is_empty(&self) -> bool {
+        self.in_flight.is_empty() && self.again.is_empty()
+    }
+
+    /// When the backoff ends, if there is one.
+    pub(super) const fn not_before(&self) -> Option<Instant> {
+        self.not_before
+    }
+
+    /// The earliest deadline among batches that wait to be sent again.
+    pub(super) fn again_deadline(&self) -> Option<Instant> {
+        self.again.front().map(|again| again.deadline)
+    }
+
+    /// Notes that a batch goes out on `link`; returns its number.
+    ///
+    /// # Panics
+    /// When [`Lane::can_send`] was not asked.
+    pub(super) fn send(&mut self, link: LinkId, batch: B, deadline: Instant) -> u64 {
+        assert!(self.refused_at.is_none(), "nothing is sent between a refusal and its last reply");
+        if self.link != Some(link) {
+            assert!(self.in_flight.is_empty(), "one connection at a time");
+            self.link = Some(link);
+            self.next_number = 0;
+        }
+        let number = self.next_number;
+        self.next_number += 1;
+        self.in_flight.push_back(Flight { number, batch, deadline, refused: None });
+        number
+    }
+
+    /// Takes in what became of a batch. What is settled by that is appended to `done`, in order.
+    pub(super) fn resolve<A>(
+        &mut self,
+        number: u64,
+        verdict: Verdict<A>,
+        now: Instant,
+        random: u64,
+        done: &mut Vec<Done<B, A>>,
+    ) {
+        let Some(place) = self.in_flight.iter().position(|flight| flight.number == number) else { return };
+        match verdict {
+            Verdict::Acknowledged(acknowledged) => {
+                self.backoff.reset();
+                self.give_up_passed_over(number);
+                self.settle_flight(place, Ok(acknowledged), done);
+            }
+            Verdict::Unknown(error) => self.settle_flight(place, Err(error), done),
+            Verdict::Refused { error, retriable, next_number } => {
+                let at = next_number.map_or(number, |next| next.min(number));
+                self.refuse(place, at, error, retriable);
+            }
+            Verdict::Lost { error, sent } => {
+                let known_refused = self.refused_at.is_some_and(|at| number >= at);
+                if sent && !known_refused {
+                    self.settle_flight(place, Err(outcome_unknown(&error)), done);
+                } else {
+                    self.refuse(place, number, error, true);
+                }
+            }
+        }
+        self.settle(now, random, done);
+    }
+
+    /// Ends batches that waited too long to be sent again.
+    pub(super) fn expire<A>(&mut self, now: Instant, done: &mut Vec<Done<B, A>>) {
+        while self.again.front().is_some_and(|again| again.deadline <= now) {
+            let Some(again) = self.again.pop_front() else { return };
+            done.push(Done { batch: again.batch, outcome: Err(timed_out(&again.error)) });
+        }
+    }
+
+    /// Ends every batch that waits to be sent again.
+    pub(super) fn fail_again<A>(&mut self, error: &Error, done: &mut Vec<Done<B, A>>) {
+        for again in self.again.drain(..) {
+            done.push(Done { batch: again.batch, outcome: Err(error.clone()) });
+        }
+        self.not_before = None;
+    }
+
+    fn settle_flight<A>(&mut self, place: usize, outcome: Result<A, Error>, done: &mut Vec<Done<B, A>>) {
+        if let Some(flight) = self.in_flight.remove(place) {
+            done.push(Done { batch: flight.batch, outcome });
+        }
+    }
+
+    fn refuse(&mut self, place: usize, at: u64, error: Error, retriable: bool) {
+        self.in_flight[place].refused = Some((error, retriable));
+        self.refused_at = Some(self.refused_at.map_or(at, |before| before.min(at)));
+    }
+
+    /// A broker that appends a batch after it refused an earlier one has broken the order already: the earlier one must
+    /// not follow.
+    fn give_up_passed_over(&mut self, number: u64) {
+        for flight in self.in_flight.iter_mut().filter(|flight| flight.number < number) {
+            if let Some((_, retriable)) = &mut flight.refused {
+                *retriable = false;
+                self.refused_at = self.refused_at.max(Some(number + 1));
+            }
+        }
+    }
+
+    /// Once everything in flight is answered after a refusal: what may go again waits for it, the rest is done.
+    fn settle<A>(&mut self, now: Instant, random: u64, done: &mut Vec<Done<B, A>>) {
+        let Some(refused_at) = self.refused_at else { return };
+        if self.in_flight.iter().any(|flight| flight.refused.is_none()) {
+            return;
+        }
+        self.refused_at = None;
+        self.next_number = refused_at;
+        let mut again = VecDeque::with_capacity(self.in_flight.len() + self.again.len());
+        for flight in self.in_flight.drain(..) {
+            let Some((error, retriable)) = flight.refused else { continue };
+            if !retriable {
+                done.push(Done { batch: flight.batch, outcome: Err(error) });
+            } else if flight.deadline <= now {
+                done.push(Done { batch: flight.batch, outcome: Err(timed_out(&error)) });
+            } else {
+                again.push_back(Again { batch: flight.batch, deadline: flight.deadline, error });
+            }
+        }
+        if !again.is_empty() {
+            let pause: Duration = self.backoff.next(random);
+            self.not_before = Some(now + pause);
+        }
+        again.append(&mut self.again);
+        self.again = again;
+    }
+
+    /// Ends every batch: the sender stops. What is in flight may be appended or not.
+    pub(super) fn abandon<A>(&mut self, error: &Error, done: &mut Vec<Done<B, A>>) {
+        for flight in self.in_flight.drain(..) {
+            let outcome = match flight.refused {
+                Some(_) => error.clone(),
+                None => outcome_unknown(error),
+            };
+            done.push(Done { batch: flight.batch, outcome: Err(outcome) });
+        }
+        self.refused_at = None;
+        self.fail_again(error, done);
+    }
+
+    #[cfg(test)]
+    fn check_invariants(&self) {
+        let numbers: Vec<_> = self.in_flight.iter().map(|flight| flight.number).collect();
+        assert!(numbers.is_sorted(), "in flight in the order of their numbers: {numbers:?}");
+        let refused = self.in_flight.iter().any(|flight| flight.refused.is_some());
+        assert_eq!(
+            refused,
+            self.refused_at.is_some(),
+            "refused batches stay in flight until all are answered"
+        );
+    }
+}
+
+/// The broker may have the batch.
+fn outcome_unknown(error: &Error) -> Error {
+    let text = format!("sent, but never acknowledged: {error}");
+    Error::new(ErrorKind::OutcomeUnknown, text).with_source(error.clone())
+}
+
+/// The broker does not have the batch, and there is no time to try again.
+pub(super) fn timed_out(last: &Error) -> Error {
+    let text = format!("not appended within the delivery timeout; the last attempt failed with: {last}");
+    let error = Error::new(ErrorKind::TimedOut, text).with_source(last.clone());
+    match last.code() {
+        Some(code) => error.with_code(code),
+        None => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use highwater_protocol::error_code::ErrorCode;
+
+    const LINK: LinkId = LinkId(1);
+
+    struct World {
+        lane: Lane<char>,
+        start: Instant,
+        done: Vec<(char, Result<u64, ErrorKind>)>,
+    }
+
+    impl World {
+        fn new(batches: &str) -> Self {
+            let policy = RetryPolicy { first: Duration::from_millis(10), max: Duration::from_millis(10) };
+            let mut world = Self { lane: Lane::new(policy), start: Instant::now(), done: Vec::new() };
+            for batch in batches.chars() {
+                world.send(batch);
+            }
+            world
+        }
+
+        fn at(&self, millis: u64) -> Instant {
+            self.start + Duration::from_millis(millis)
+        }
+
+        fn send(&mut self, batch: char) -> u64 {
+            self.lane.send(LINK, batch, self.start + Duration::from_millis(1000))
+        }
+
+        fn resolve_at(&mut self, millis: u64, number: u64, verdict: Verdict<u64>) {
+            let mut done = Vec::new();
+            self.lane.resolve(number, verdict, self.at(millis), 0, &mut done);
+            self.lane.check_invariants();
+            self.done.extend(done.into_iter().map(|d| (d.batch, d.outcome.map_err(|error| error.kind()))));
+        }
+
+        fn resolve(&mut self, number: u64, verdict: Verdict<u64>) {
+            self.resolve_at(0, number, verdict);
+        }
+
+        /// Sends again what may be, at `millis`; returns batches and numbers.
+        fn send_again(&mut self, millis: u64) -> Vec<(char, u64)> {
+            assert!(self.lane.can_send(LINK, self.at(millis)));
+            let mut sent = Vec::new();
+            while let Some((batch, deadline)) = self.lane.take_again() {
+                sent.push((batch, self.lane.send(LINK, batch, deadline)));
+            }
+            sent
+        }
+    }
+
+    fn ok() -> Verdict<u64> {
+        Verdict::Acknowledged(7)
+    }
+
+    fn refused(code: ErrorCode) -> Verdict<u64> {
+        Verdict::Refused {
+            error: Error::from_code(code, ""),
+            retriable: code.is_retriable(),
+            next_number: None,
+        }
+    }
+
+    fn out_of_order(next: u64) -> Verdict<u64> {
+        let error = Error::from_code(ErrorCode::OutOfOrder, "");
+        Verdict::Refused { error, retriable: true, next_number: Some(next) }
+    }
+
+    fn lost(sent: bool) -> Verdict<u64> {
+        Verdict::Lost { error: Error::new(ErrorKind::Connection, "reset"), sent }
+    }
+
+    #[test]
+    fn replies_in_any_order_settle_their_batches() {
+        let mut world = World::new("ab");
+        world.resolve(1, ok());
+        world.resolve(0, ok());
+        assert_eq!(world.done, [('b', Ok(7)), ('a', Ok(7))]);
+        assert_eq!(world.send('c'), 2);
+    }
+
+    #[test]
+    fn after_a_refusal_everything_goes_again_in_order_with_the_same_numbers() {
+        let mut world = World::new("abcd");
+        world.resolve(0, ok());
+        world.resolve(1, refused(ErrorCode::Busy));
+        assert!(!world.lane.can_send(LINK, world.at(500)), "two batches are not answered yet");
+        world.resolve(3, out_of_order(1));
+        world.resolve(2, out_of_order(1));
+        assert!(!world.lane.can_send(LINK, world.at(4)), "backoff");
+        assert_eq!(world.send_again(10), [('b', 1), ('c', 2), ('d', 3)]);
+        assert_eq!(world.send('e'), 4);
+        assert_eq!(world.done, [('a', Ok(7))]);
+    }
+
+    #[test]
+    fn out_of_order_may_be_heard_before_its_cause() {
+        let mut world = World::new("ab");
+        world.resolve(1, out_of_order(0));
+        world.resolve(0, refused(ErrorCode::DiskFull));
+        assert_eq!(world.send_again(10), [('a', 0), ('b', 1)]);
+    }
+
+    #[test]
+    fn a_batch_refused_for_good_gives_its_number_to_the_next_one() {
+        let mut world = World::new("ab");
+        world.resolve(0, refused(ErrorCode::BatchTooLarge));
+        world.resolve(1, out_of_order(0));
+        assert_eq!(world.done, [('a', Err(ErrorKind::RecordTooLarge))]);
+        assert_eq!(world.send_again(10), [('b', 0)]);
+    }
+
+    #[test]
+    fn a_batch_without_a_known_outcome_is_never_sent_again_but_those_behind_it_go_on() {
+        let mut world = World::new("abc");
+        world.resolve(0, lost(true));
+        world.resolve(2, lost(false));
+        world.resolve(1, lost(true));
+        assert_eq!(
+            world.done,
+            [('a', Err(ErrorKind::OutcomeUnknown)), ('b', Err(ErrorKind::OutcomeUnknown))]
+        );
+        let next = LinkId(2);
+        assert!(world.lane.can_send(next, world.at(10)));
+        let (batch, deadline) = world.lane.take_again().unwrap();
+        assert_eq!((batch, world.lane.send(next, batch, deadline)), ('c', 0), "numbers start again");
+    }
+
+    #[test]
+    fn behind_a_refused_batch_nothing_can_have_been_appended_even_if_the_connection_dies() {
+        let mut world = World::new("ab");
+        world.resolve(0, refused(ErrorCode::Busy));
+        world.resolve(1, lost(true));
+        assert_eq!(world.done, []);
+        assert_eq!(world.send_again(10), [('a', 0), ('b', 1)]);
+        // The broker told with the second reply what it takes next: so the first was refused too.
+        let mut world = World::new("ab");
+        world.resolve(1, out_of_order(0));
+        world.resolve(0, lost(true));
+        assert_eq!(world.done, []);
+        assert_eq!(world.send_again(10), [('a', 0), ('b', 1)]);
+    }
+
+    #[test]
+    fn an_unknown_outcome_keeps_its_number_unless_the_broker_says_otherwise() {
+        let unknown = || Verdict::Unknown(Error::from_code(ErrorCode::TimedOut, ""));
+        let mut world = World::new("ab");
+        world.resolve(0, unknown());
+        world.resolve(1, ok());
+        assert_eq!(world.send('c'), 2);
+        let mut world = World::new("ab");
+        world.resolve(0, unknown());
+        world.resolve(1, out_of_order(0));
+        assert_eq!(world.send_again(10), [('b', 0)]);
+    }
+
+    #[test]
+    fn what_was_refused_before_what_still_waits_goes_first() {
+        let mut world = World::new("abc");
+        for number in 0..3 {
+            world.resolve(number, lost(false));
+        }
+        // Only the first goes out before it is refused again.
+        let (batch, deadline) = world.lane.take_again().unwrap();
+        world.lane.send(LINK, batch, deadline);
+        world.resolve_at(20, 0, refused(ErrorCode::Busy));
+        assert_eq!(world.send_again(40), [('a', 0), ('b', 1), ('c', 2)]);
+    }
+
+    #[test]
+    fn past_the_delivery_deadline_a_refused_batch_ends() {
+        let mut world = World::new("ab");
+        world.resolve(0, refused(ErrorCode::DiskFull));
+        world.resolve_at(2000, 1, out_of_order(0));
+        assert_eq!(world.done, [('a', Err(ErrorKind::TimedOut)), ('b', Err(ErrorKind::TimedOut))]);
+        let mut world = World::new("a");
+        world.resolve(0, refused(ErrorCode::DiskFull));
+        let mut done: Vec<Done<char, u64>> = Vec::new();
+        world.lane.expire(world.at(999), &mut done);
+        assert!(done.is_empty());
+        world.lane.expire(world.at(1000), &mut done);
+        assert_eq!(done[0].outcome.as_ref().unwrap_err().code(), Some(ErrorCode::DiskFull), "it says why");
+        assert!(world.lane.is_empty());
+    }
+
+    #[test]
+    fn a_batch_that_was_passed_over_is_not_sent_behind_its_successor() {
+        let mut world = World::new("ab");
+        world.resolve(0, refused(ErrorCode::Busy));
+        world.resolve(1, ok());
+        assert_eq!(world.done, [('b', Ok(7)), ('a', Err(ErrorKind::Busy))]);
+        assert!(world.lane.is_empty());
+    }
+}
