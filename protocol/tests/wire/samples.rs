@@ -120,14 +120,17 @@ fn partition_info() -> PartitionInfo {
     }
 }
 
-fn topics() -> Vec<ApiSamples> {
-    let topic = TopicInfo {
+fn topic_info() -> TopicInfo {
+    TopicInfo {
         error: 10,
         name: text("orders"),
         topic_id: Some(ID),
         partitions: vec![partition_info()],
         batch_bytes_max: 4 << 20,
-    };
+    }
+}
+
+fn topic_description() -> TopicDescription {
     let partition = PartitionDescription {
         error: 17,
         info: Some(partition_info()),
@@ -141,7 +144,7 @@ fn topics() -> Vec<ApiSamples> {
         state: text("online"),
         corrupt: vec![CorruptRange { start: 12, end: 14 }],
     };
-    let described = TopicDescription {
+    TopicDescription {
         error: 10,
         name: text("orders"),
         topic_id: Some(ID),
@@ -154,7 +157,10 @@ fn topics() -> Vec<ApiSamples> {
         }],
         partitions: vec![partition],
         created_at_us: 1_790_000_000_000_000,
-    };
+    }
+}
+
+fn topics() -> Vec<ApiSamples> {
     let config = BTreeMap::from([
         (text("durability"), text("interval(100ms)")),
         (text("segment_bytes"), text("64MiB")),
@@ -171,7 +177,7 @@ fn topics() -> Vec<ApiSamples> {
                 version: 12,
                 controller: 1,
                 brokers: vec![BrokerInfo { node_id: 1, address: text("[::1]:9470"), rack: text("a") }],
-                topics: vec![topic],
+                topics: vec![topic_info()],
             },
         ),
         exchange(
@@ -186,7 +192,7 @@ fn topics() -> Vec<ApiSamples> {
         ),
         exchange(
             DescribeTopicsRequest { names: vec![text("orders")], summary: true },
-            DescribeTopicsReply { topics: vec![described] },
+            DescribeTopicsReply { topics: vec![topic_description()] },
         ),
         exchange(
             AlterTopicRequest {
