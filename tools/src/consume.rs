@@ -58,7 +58,10 @@ pub(crate) async fn run(global: &Global, args: ConsumeArgs) -> anyhow::Result<An
     result?;
     finished?;
     if skipped > 0 {
-        eprintln!("{} could not be read and were left out", output::plural(skipped, "record", "records"));
+        output::note(format!(
+            "{} could not be read and were left out",
+            output::plural(skipped, "record", "records")
+        ));
         return Ok(Answer::No);
     }
     Ok(Answer::Yes)
@@ -178,7 +181,7 @@ impl Consuming<'_> {
         let range = error.corrupt_range();
         match (error.kind(), error.partition(), range) {
             (ErrorKind::CorruptRange, Some(partition), Some(range)) if self.skip_corrupt => {
-                eprintln!("{error}");
+                output::note(error.to_string());
                 let from = self.consumer.position(partition).unwrap_or(range.start).max(range.start);
                 self.skipped += range.end.count_since(from);
                 self.consumer.seek(partition, StartAt::Offset(range.end)).await?;

@@ -7,6 +7,7 @@ mod connect;
 mod consume;
 mod encode;
 mod lines;
+mod log;
 mod output;
 mod parse;
 mod produce;
@@ -33,7 +34,7 @@ fn main() -> ExitCode {
         // Whoever read the output has what he wanted.
         Err(error) if error.is::<OutputClosed>() => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", chain(&error));
+            output::note(format!("error: {}", chain(&error)));
             ExitCode::from(output::FAILED)
         }
     }
@@ -44,6 +45,7 @@ fn run(cli: Cli) -> anyhow::Result<Answer> {
     match cli.command {
         Command::Broker(args) => return broker::run(*args),
         Command::Completions { shell } => return completions(shell),
+        Command::Log(command) => return log::run(global, command),
         _ => {}
     }
     init_logs()?;

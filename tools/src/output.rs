@@ -51,6 +51,11 @@ pub(crate) fn line(text: impl AsRef<str>) -> anyhow::Result<()> {
     written(writeln!(stdout, "{}", text.as_ref()).and_then(|()| stdout.flush()))
 }
 
+/// Says something on standard error. When that is closed there is nobody to tell.
+pub(crate) fn note(text: impl AsRef<str>) {
+    let _ = writeln!(io::stderr().lock(), "{}", text.as_ref());
+}
+
 /// Prints one JSON document to standard output, on a line.
 pub(crate) fn json<T: Serialize>(document: &T) -> anyhow::Result<()> {
     line(serde_json::to_string(document)?)

@@ -96,7 +96,7 @@ fn open_input(args: &ProduceArgs) -> anyhow::Result<Input> {
         }
         None => {
             if io::stdin().is_terminal() {
-                eprintln!("one record a line; Ctrl-D ends");
+                output::note("one record a line; Ctrl-D ends");
             }
             (Box::new(io::stdin()), None)
         }
@@ -150,7 +150,7 @@ impl Sending<'_> {
                     }
                 }
                 _ = &mut interrupt, if open => {
-                    eprintln!("interrupted: waiting for what has been sent");
+                    output::note("interrupted: waiting for what has been sent");
                     open = false;
                     input.pieces.close();
                     self.report.interrupted = true;
@@ -211,10 +211,10 @@ impl Sending<'_> {
     fn refuse_long(&mut self, bytes: u64) {
         self.read += 1;
         self.report.too_long.add(self.read, 1);
-        eprintln!(
+        output::note(format!(
             "line {} has {bytes} bytes, more than the {} that topic {} takes; it is left out",
             self.read, self.line_bytes_max, self.args.topic
-        );
+        ));
     }
 
     /// Sends whole lines in one call.
@@ -314,7 +314,7 @@ impl Report {
     fn print(&self, global: &Global, elapsed: Duration) -> anyhow::Result<()> {
         let stage = self.stage.map(stage_name);
         if let Some(why) = &self.stop {
-            eprintln!("stopped: {why}");
+            output::note(format!("stopped: {why}"));
         }
         if global.output == Output::Json {
             return output::json(&json!({
@@ -348,17 +348,17 @@ impl Report {
             (&self.too_long, "are not in the topic, they are too long"),
         ];
         for (lines, what) in named.into_iter().filter(|(lines, _)| lines.count() > 0) {
-            eprintln!(
+            output::note(format!(
                 "{} {what}: {}",
                 output::plural(lines.count(), "line", "lines"),
                 output::ranges(&lines.ranges(), RANGES_NAMED)
-            );
+            ));
         }
         if let Some(why) = &self.unknown_why {
-            eprintln!("the first of unknown outcome: {why}");
+            output::note(format!("the first of unknown outcome: {why}"));
         }
         if self.stop.is_some() || self.interrupted {
-            eprintln!("lines after {} were not read", self.read);
+            output::note(format!("lines after {} were not read", self.read));
         }
         Ok(())
     }

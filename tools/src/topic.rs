@@ -36,7 +36,7 @@ async fn create(global: &Global, client: &Client, args: TopicCreateArgs) -> anyh
             match global.output {
                 Output::Json => output::json(&json!({ "topic": args.name, "created": false }))?,
                 Output::Table if args.if_not_exists => output::line(exists)?,
-                Output::Table => eprintln!("{exists}; --if-not-exists takes that for an answer"),
+                Output::Table => output::note(format!("{exists}; --if-not-exists takes that for an answer")),
             }
             return Ok(if args.if_not_exists { Answer::Yes } else { Answer::No });
         }
@@ -105,7 +105,9 @@ async fn describe(global: &Global, client: &Client, names: &[String]) -> anyhow:
         match admin.describe_topics(&[name]).await {
             Ok(described) => topics.extend(described),
             Err(error) if error.kind() == ErrorKind::UnknownTopic => {
-                eprintln!("there is no topic {name}; highwater topic list shows those that are there");
+                output::note(format!(
+                    "there is no topic {name}; highwater topic list shows those that are there"
+                ));
                 answer = Answer::No;
             }
             Err(error) => return Err(error).with_context(|| format!("describe topic {name}")),
@@ -138,7 +140,9 @@ async fn alter(global: &Global, client: &Client, args: TopicAlterArgs) -> anyhow
     let altered = match client.admin().alter_topic(change).await {
         Ok(altered) => altered,
         Err(error) if error.kind() == ErrorKind::UnknownTopic => {
-            eprintln!("there is no topic {name}; highwater topic list shows those that are there");
+            output::note(format!(
+                "there is no topic {name}; highwater topic list shows those that are there"
+            ));
             return Ok(Answer::No);
         }
         Err(error) => return Err(error).with_context(|| format!("alter topic {name}")),
@@ -180,7 +184,9 @@ async fn delete(
             Output::Json => output::json(&json!({ "topic": name, "deleted": deleted }))?,
             Output::Table if deleted => output::line(format!("deleted topic {name}"))?,
             Output::Table if if_exists => output::line(format!("there is no topic {name}"))?,
-            Output::Table => eprintln!("there is no topic {name}; --if-exists takes that for an answer"),
+            Output::Table => {
+                output::note(format!("there is no topic {name}; --if-exists takes that for an answer"))
+            }
         }
     }
     Ok(answer)

@@ -132,11 +132,11 @@ impl Outcome {
     /// Says on standard error what was not acknowledged, and whether everything was.
     pub(crate) fn is_good(&self) -> bool {
         if let Some(error) = &self.first_error {
-            eprintln!(
+            crate::output::note(format!(
                 "{} of unknown outcome, {} not appended; the first: {error}",
                 crate::output::plural(self.unknown, "record", "records"),
                 crate::output::count(self.failed),
-            );
+            ));
         }
         self.unknown + self.failed == 0
     }

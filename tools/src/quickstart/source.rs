@@ -142,7 +142,9 @@ impl FileSource {
             Some(Piece::Failed(error)) => return Err(error).context("read the file"),
             Some(Piece::TooLong(bytes)) => {
                 self.taken += bytes;
-                eprintln!("a line of {bytes} bytes is left out: it is too long for a record");
+                crate::output::note(format!(
+                    "a line of {bytes} bytes is left out: it is too long for a record"
+                ));
             }
             Some(Piece::Lines(bytes)) => {
                 let line = |line: &[u8]| Line { key: None, value: line.to_vec() };
