@@ -41,6 +41,11 @@ impl Backoff {
         half + Duration::from_nanos(random % (half.as_nanos() as u64 + 1))
     }
 
+    /// How many failures in a row.
+    pub(crate) const fn failure_count(&self) -> u32 {
+        self.failure_count
+    }
+
     /// Something worked: the next failure is a first one.
     pub(crate) const fn reset(&mut self) {
         self.failure_count = 0;

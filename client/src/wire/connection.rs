@@ -299,18 +299,21 @@ impl Connection {
         Ok(())
     }
 
-    /// Sends a message that is not answered.
-    ///
-    /// Cancel safe: dropped before it is done, nothing was sent.
-    ///
-    /// # Errors
-    /// When the connection is over.
-    pub async fn one_way<M: OneWay>(&self, message: &M) -> Result<(), Error> {
+    /// Sends a message that is not answered, if there is room in the queue. Returns whether it was taken; on a
+    /// connection that has ended it is dropped, which counts as taken.
+    #[must_use]
+    pub fn try_one_way<M: OneWay>(&self, message: &M) -> bool {
+        let slot = match self.shared.outgoing.try_reserve() {
+            Ok(slot) => slot,
+            Err(mpsc::error::TrySendError::Full(())) => return false,
+            Err(mpsc::error::TrySendError::Closed(())) => return true,
+        };
         let mut head = BytesMut::new();
-        encode_frame_head(M::API, FLAG_ONE_WAY, CorrelationId(0), message, 0, &mut head)
-            .map_err(too_large)?;
-        let outgoing = Outgoing { correlation_id: 0, head: head.freeze(), attachment: Vec::new() };
-        self.shared.outgoing.send(outgoing).await.map_err(|_| self.lost_error())
+        let encoded = encode_frame_head(M::API, FLAG_ONE_WAY, CorrelationId(0), message, 0, &mut head);
+        if encoded.is_ok() {
+            slot.send(Outgoing { correlation_id: 0, head: head.freeze(), attachment: Vec::new() });
+        }
+        true
     }
 
     fn encode_request<R: Request>(

@@ -1,0 +1,477 @@
+//! The task that keeps a consumer subscribed.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use highwater_protocol::api::ApiKey;
+use highwater_protocol::error_code::ErrorCode;
+use highwater_protocol::frame::Frame;
+use highwater_protocol::ids::{Offset, PartitionId};
+use highwater_protocol::messages::{
+    Credit, Ended, Isolation, Push, SubscribeReply, SubscribeRequest, UnsubscribeRequest,
+};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::feed::{End, Feed, Grant, LinkId, PartIndex, Subscribing};
+use crate::admin::TopicMetadata;
+use crate::client::Client;
+use crate::error::{Error, ErrorKind};
+use crate::wire::{Connection, Events};
+
+/// What the consumer, its driver and its connections share.
+pub(super) struct Shared {
+    pub(super) client: Client,
+    pub(super) topic: Arc<TopicMetadata>,
+    state: Mutex<State>,
+    /// The driver has something to do.
+    work: Notify,
+    /// Ends the driver.
+    pub(super) cancel: CancellationToken,
+}
+
+pub(super) struct State {
+    pub(super) feed: Feed,
+    /// The application, waiting.
+    pub(super) waker: Option<Waker>,
+    links: HashMap<LinkId, Connection>,
+    /// Subscriptions to end.
+    unwanted: Vec<(LinkId, u64)>,
+    /// Credit that could not be sent at once.
+    grants: Vec<Grant>,
+    /// The topic's metadata is out of date.
+    refresh: bool,
+}
+
+/// What the driver's helpers found.
+enum Event {
+    Connected(Arc<str>, Result<(LinkId, Connection), Error>),
+    Found(PartIndex, u64, Result<Offset, Error>),
+    Subscribed(u64, Result<SubscribeReply, Error>),
+    Topic(Result<Arc<TopicMetadata>, Error>),
+    Nothing,
+}
+
+impl Shared {
+    pub(super) fn new(client: Client, topic: Arc<TopicMetadata>, feed: Feed) -> Self {
+        let state = State {
+            feed,
+            waker: None,
+            links: HashMap::new(),
+            unwanted: Vec::new(),
+            grants: Vec::new(),
+            refresh: false,
+        };
+        Self {
+            client,
+            topic,
+            state: Mutex::new(state),
+            work: Notify::new(),
+            cancel: CancellationToken::new(),
+        }
+    }
+
+    /// Looks at or changes the feed. The lock is held for no longer than that.
+    pub(super) fn with<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
+        change(&mut self.state.lock())
+    }
+
+    /// Changes the feed and wakes the application if `change` says so.
+    fn tell(&self, change: impl FnOnce(&mut State) -> bool) {
+        let waker = {
+            let mut state = self.state.lock();
+            let wake = change(&mut state);
+            if wake { state.waker.take() } else { None }
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Gives credit, at once if the connection has room for the message.
+    pub(super) fn give(&self, grant: Grant) {
+        let connection = self.state.lock().links.get(&grant.link).cloned();
+        let Some(connection) = connection else { return };
+        if !connection.try_one_way(&Credit { id: grant.id, limit: grant.limit }) {
+            self.state.lock().grants.push(grant);
+            self.work.notify_one();
+        }
+    }
+
+    /// Ends a subscription that nobody wants any more, and subscribes what is to be subscribed.
+    pub(super) fn unsubscribe(&self, old: Option<(LinkId, u64)>) {
+        self.state.lock().unwanted.extend(old);
+        self.work.notify_one();
+    }
+
+    fn context(&self, error: Error, partition: PartitionId) -> Error {
+        error.with_partition(&self.topic.name, partition)
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("topic", &self.topic.name).finish_non_exhaustive()
+    }
+}
+
+/// What one connection tells.
+#[derive(Debug)]
+struct Inbox {
+    shared: Arc<Shared>,
+    link: LinkId,
+}
+
+impl Events for Inbox {
+    fn one_way(&self, frame: Frame) {
+        let result = match frame.header.api {
+            ApiKey::PUSH => frame.decode_body::<Push>().map(|push| {
+                let high_watermark = Offset(push.high_watermark);
+                self.shared.tell(|state| state.feed.push(push.id, high_watermark, frame.attachment));
+            }),
+            ApiKey::ENDED => frame.decode_body::<Ended>().map(|ended| self.ended(ended)),
+            other => {
+                tracing::debug!(api = other.name(), "a one-way message that a consumer does not expect");
+                Ok(())
+            }
+        };
+        if let Err(error) = result {
+            let text = format!("malformed message: {error}");
+            let connection = self.shared.with(|state| state.links.get(&self.link).cloned());
+            if let Some(connection) = connection {
+                connection.close(Error::new(ErrorKind::Protocol, text).with_address(connection.address()));
+            }
+        }
+    }
+
+    fn closed(&self, error: &Error) {
+        tracing::debug!(%error, topic = %self.shared.topic.name, "a consumer's connection is lost");
+        let random = self.shared.client.random();
+        self.shared.with(|state| {
+            state.links.remove(&self.link);
+            state.feed.link_lost(self.link, now(), random);
+            // The leader may be another one by now.
+            state.refresh = true;
+        });
+        self.shared.work.notify_one();
+    }
+}
+
+impl Inbox {
+    fn ended(&self, ended: Ended) {
+        let code = ErrorCode::from_code(ended.code);
+        let error = Error::from_code(code, ended.message).with_topic(&self.shared.topic.name);
+        let end = End {
+            error,
+            corrupt: ended.corrupt.map(|range| Offset(range.start)..Offset(range.end)),
+            log_range: (ended.log_end > 0).then_some(Offset(ended.log_start)..Offset(ended.log_end)),
+        };
+        self.shared.subscription_ended(ended.id, end);
+    }
+}
+
+impl Shared {
+    fn subscription_ended(&self, id: u64, end: End) {
+        let random = self.client.random();
+        self.tell(|state| {
+            let end = match state.feed.partition_of(id) {
+                Some(partition) => End { error: self.context(end.error, partition), ..end },
+                None => end,
+            };
+            state.refresh |= state.feed.ended(id, end, now(), random);
+            true
+        });
+        self.work.notify_one();
+    }
+}
+
+/// The driver's own state.
+pub(super) struct Driver {
+    shared: Arc<Shared>,
+    tasks: JoinSet<Event>,
+    /// Connections by address, and partitions that wait for one being made.
+    links: HashMap<Arc<str>, LinkId>,
+    connecting: HashMap<Arc<str>, Vec<PartIndex>>,
+    /// Partitions that wait for metadata.
+    without_leader: HashSet<PartIndex>,
+    refreshing: bool,
+    next_link: u64,
+}
+
+impl Driver {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            shared,
+            tasks: JoinSet::new(),
+            links: HashMap::new(),
+            connecting: HashMap::new(),
+            without_leader: HashSet::new(),
+            refreshing: false,
+            next_link: 0,
+        }
+    }
+
+    /// Runs until the consumer is dropped.
+    pub(super) async fn run(mut self) {
+        let shared = Arc::clone(&self.shared);
+        loop {
+            let wake_at = self.work().unwrap_or_else(|| now() + Duration::from_secs(3600));
+            tokio::select! {
+                biased;
+                () = shared.cancel.cancelled() => return self.end().await,
+                () = shared.work.notified() => {}
+                Some(event) = self.tasks.join_next(), if !self.tasks.is_empty() => {
+                    // A helper that panicked is a defect; its partition is looked after again by its time-out.
+                    if let Ok(event) = event {
+                        self.take_event(event);
+                    }
+                }
+                () = tokio::time::sleep_until(wake_at.into()) => {}
+            }
+        }
+    }
+
+    /// Starts whatever is to be started. Returns when to look again.
+    fn work(&mut self) -> Option<Instant> {
+        let mut due = Vec::new();
+        let (wake_at, refresh, unwanted, grants) = self.shared.with(|state| {
+            let wake_at = state.feed.take_due(now(), &mut due);
+            let unwanted = std::mem::take(&mut state.unwanted);
+            (wake_at, std::mem::take(&mut state.refresh), unwanted, std::mem::take(&mut state.grants))
+        });
+        for (link, id) in unwanted {
+            self.unsubscribe(link, id);
+        }
+        let mut held_up = false;
+        for grant in grants {
+            let connection = self.shared.with(|state| state.links.get(&grant.link).cloned());
+            let Some(connection) = connection else { continue };
+            if !connection.try_one_way(&Credit { id: grant.id, limit: grant.limit }) {
+                self.shared.with(|state| state.grants.push(grant));
+                held_up = true;
+            }
+        }
+        if refresh {
+            self.shared.client.metadata().forget(&self.shared.topic.name);
+        }
+        for index in due {
+            self.prepare(index);
+        }
+        let soon = held_up.then(|| now() + Duration::from_millis(5));
+        match (wake_at, soon) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// Brings a partition as far as it goes now: position, leader, connection, subscription.
+    fn prepare(&mut self, index: PartIndex) {
+        let lookup = self.shared.with(|state| {
+            let lookup = state.feed.lookup(index);
+            lookup.map(|start| (start, state.feed.partition(index), state.feed.generation(index)))
+        });
+        if let Some((start, partition, generation)) = lookup {
+            let shared = Arc::clone(&self.shared);
+            self.tasks.spawn(async move {
+                let found = shared.client.admin().list_offsets(&shared.topic.name, &[partition], start).await;
+                Event::Found(
+                    index,
+                    generation,
+                    found.map(|listed| listed.first().map_or(Offset::ZERO, |l| l.offset)),
+                )
+            });
+            return;
+        }
+        self.find_leader(index);
+    }
+
+    fn find_leader(&mut self, index: PartIndex) {
+        let topic = &self.shared.topic;
+        let metadata = self.shared.client.metadata();
+        let partition = self.shared.with(|state| state.feed.partition(index));
+        let current = metadata.topic(&topic.name).filter(|current| current.topic_id == topic.topic_id);
+        let Some(current) = current else {
+            self.without_leader.insert(index);
+            return self.refresh();
+        };
+        match metadata.leader_address(&current, partition) {
+            Ok(address) => self.connect(index, Arc::from(address)),
+            Err(error) if error.is_retriable() => {
+                metadata.forget(&topic.name);
+                self.postpone(index);
+            }
+            Err(error) => self.fail(error),
+        }
+    }
+
+    fn connect(&mut self, index: PartIndex, address: Arc<str>) {
+        if let Some(link) = self.links.get(&address) {
+            let connection = self.shared.with(|state| state.links.get(link).cloned());
+            if let Some(connection) = connection.filter(|connection| connection.closed().is_none()) {
+                return self.subscribe(index, *link, connection);
+            }
+        }
+        let waiting = self.connecting.entry(Arc::clone(&address)).or_default();
+        waiting.push(index);
+        if waiting.len() > 1 {
+            return;
+        }
+        let link = LinkId(self.next_link);
+        self.next_link += 1;
+        let shared = Arc::clone(&self.shared);
+        self.tasks.spawn(async move {
+            let inbox = Arc::new(Inbox { shared: Arc::clone(&shared), link });
+            let connected = shared.client.pool().connect(&address, inbox).await;
+            Event::Connected(address, connected.map(|connection| (link, connection)))
+        });
+    }
+
+    fn subscribe(&mut self, index: PartIndex, link: LinkId, connection: Connection) {
+        let Some(subscribing) = self.shared.with(|state| state.feed.subscribe(index, link)) else { return };
+        let Subscribing { id, partition, offset, credit } = subscribing;
+        let request = SubscribeRequest {
+            id,
+            topic_id: Some(self.shared.topic.topic_id.into()),
+            partition: partition.get(),
+            current_epoch: None,
+            offset: offset.get(),
+            last_epoch: None,
+            credit,
+            isolation: Isolation::Committed.into(),
+            replica: None,
+        };
+        let deadline = self.shared.client.deadline();
+        self.tasks.spawn(async move {
+            let reply = connection.request(&request, deadline).await;
+            Event::Subscribed(id, reply.map(|(reply, _)| reply))
+        });
+    }
+
+    fn unsubscribe(&mut self, link: LinkId, id: u64) {
+        let Some(connection) = self.shared.with(|state| state.links.get(&link).cloned()) else { return };
+        let deadline = self.shared.client.deadline();
+        self.tasks.spawn(async move {
+            // What still comes for it is dropped, whatever the answer is.
+            let _ = connection.request(&UnsubscribeRequest { id }, deadline).await;
+            Event::Nothing
+        });
+    }
+
+    fn refresh(&mut self) {
+        if std::mem::replace(&mut self.refreshing, true) {
+            return;
+        }
+        let shared = Arc::clone(&self.shared);
+        self.tasks.spawn(async move {
+            let deadline = shared.client.deadline();
+            Event::Topic(shared.client.refresh_topic(&shared.topic.name, deadline).await)
+        });
+    }
+
+    fn take_event(&mut self, event: Event) {
+        match event {
+            Event::Connected(address, result) => self.take_connection(address, result),
+            Event::Found(index, generation, Ok(offset)) => {
+                self.shared.with(|state| state.feed.found(index, generation, offset));
+                self.find_leader(index);
+            }
+            Event::Found(index, _, Err(error)) => self.held_up(index, error),
+            Event::Subscribed(id, Ok(reply)) => {
+                self.shared.with(|state| state.feed.subscribed(id, Offset(reply.high_watermark)));
+            }
+            Event::Subscribed(id, Err(error)) => {
+                self.shared.subscription_ended(id, End { error, corrupt: None, log_range: None });
+            }
+            Event::Topic(result) => self.take_topic(result),
+            Event::Nothing => {}
+        }
+    }
+
+    fn take_connection(&mut self, address: Arc<str>, result: Result<(LinkId, Connection), Error>) {
+        let waiting = self.connecting.remove(&address).unwrap_or_default();
+        match result {
+            Ok((link, connection)) => {
+                self.shared.with(|state| state.links.insert(link, connection.clone()));
+                self.links.insert(address, link);
+                for index in waiting {
+                    self.subscribe(index, link, connection.clone());
+                }
+                if connection.closed().is_some() {
+                    // It ended before it was listed: its end was told to nobody.
+                    let random = self.shared.client.random();
+                    self.shared.with(|state| {
+                        state.links.remove(&link);
+                        state.feed.link_lost(link, now(), random);
+                    });
+                    self.shared.work.notify_one();
+                }
+            }
+            Err(error) => {
+                self.shared.client.metadata().forget(&self.shared.topic.name);
+                for index in waiting {
+                    self.held_up(index, error.clone());
+                }
+            }
+        }
+    }
+
+    fn take_topic(&mut self, result: Result<Arc<TopicMetadata>, Error>) {
+        self.refreshing = false;
+        let waiting: Vec<_> = self.without_leader.drain().collect();
+        match result {
+            Ok(topic) if topic.topic_id == self.shared.topic.topic_id => {
+                for index in waiting {
+                    self.find_leader(index);
+                }
+            }
+            Ok(topic) => {
+                let text = "the topic was deleted, and created again as another one";
+                self.fail(Error::new(ErrorKind::UnknownTopic, text).with_topic(&topic.name));
+            }
+            Err(error) => {
+                for index in waiting {
+                    self.held_up(index, error.clone());
+                }
+            }
+        }
+    }
+
+    /// Tries again later, or ends the stream if that cannot help.
+    fn held_up(&mut self, index: PartIndex, error: Error) {
+        if error.is_retriable() {
+            tracing::debug!(topic = %self.shared.topic.name, %error, "a partition is not subscribed yet");
+            self.postpone(index);
+        } else {
+            self.fail(error);
+        }
+    }
+
+    fn postpone(&mut self, index: PartIndex) {
+        let random = self.shared.client.random();
+        self.shared.with(|state| state.feed.postpone(index, now(), random));
+        self.shared.work.notify_one();
+    }
+
+    fn fail(&mut self, error: Error) {
+        self.shared.tell(|state| {
+            state.feed.fail(error);
+            true
+        });
+    }
+
+    /// Lets go of the connections, which the state holds as well as the tasks.
+    async fn end(mut self) {
+        self.tasks.shutdown().await;
+        self.shared.with(|state| state.links.clear());
+    }
+}
+
+/// The clock of the feed: tokio's, which tests can hold.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
