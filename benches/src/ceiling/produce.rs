@@ -53,6 +53,7 @@ fn send(mut stream: TcpStream, pieces: u64) -> Result<std::time::Duration> {
     stream.set_nodelay(true)?;
     let payload = incompressible(PIECE_BYTES, 7);
     let total = pieces * PIECE_BYTES as u64;
+    let mut acknowledgements = Acknowledgements::default();
     let (mut sent, mut acknowledged) = (0, 0);
     let start = Instant::now();
     while acknowledged < total {
@@ -60,12 +61,34 @@ fn send(mut stream: TcpStream, pieces: u64) -> Result<std::time::Duration> {
             stream.write_all(&payload)?;
             sent += PIECE_BYTES as u64;
         } else {
-            let mut acknowledgement = [0; 8];
-            stream.read_exact(&mut acknowledgement)?;
-            acknowledged = u64::from_le_bytes(acknowledgement);
+            acknowledged = acknowledgements.latest(&mut stream)?;
         }
     }
     Ok(start.elapsed())
+}
+
+/// Acknowledgements as they come: eight bytes each, the latest counts.
+#[derive(Debug, Default)]
+struct Acknowledgements {
+    bytes: Vec<u8>,
+}
+
+impl Acknowledgements {
+    /// Waits for one at least, and returns the last of all that have come.
+    fn latest(&mut self, stream: &mut TcpStream) -> Result<u64> {
+        let mut buffer = [0; 4096];
+        loop {
+            let count = stream.read(&mut buffer)?;
+            ensure!(count > 0, "connection closed before everything was acknowledged");
+            self.bytes.extend_from_slice(buffer.get(..count).unwrap_or_default());
+            let whole = self.bytes.len() - self.bytes.len() % 8;
+            if let Some(last) = self.bytes.get(..whole).and_then(|bytes| bytes.last_chunk()) {
+                let latest = u64::from_le_bytes(*last);
+                self.bytes.drain(..whole);
+                return Ok(latest);
+            }
+        }
+    }
 }
 
 /// Receives, checks and appends all pieces.
