@@ -42,7 +42,7 @@ pub struct SealedSegment {
     pub end_offset: Offset,
     /// Bytes of batches; the file may be longer.
     pub length: u64,
-    /// CRC-32 of all batch headers, one after another; each holds the checksum of its records.
+    /// CRC-32 of the header checksums of all batches, one after another; each header holds the checksum of its records.
     pub checksum: u32,
     /// The greatest record timestamp, in milliseconds since the Unix epoch.
     pub max_timestamp: i64,

@@ -50,7 +50,9 @@ impl AsRef<[u8]> for Slice {
         // again (appends go behind them, truncation and repair into other files), it never cuts a file that may be
         // mapped, and the lock on the data directory keeps other brokers away. Whoever changes data files behind the
         // broker's back can break this, as with any mapped file.
-        unsafe { std::slice::from_raw_parts(self.mapping.map.as_ptr().add(self.range.start), self.range.len()) }
+        unsafe {
+            std::slice::from_raw_parts(self.mapping.map.as_ptr().add(self.range.start), self.range.len())
+        }
     }
 }
 

@@ -34,7 +34,14 @@ struct State {
 impl fmt::Debug for Threads {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = self.shared.state.lock();
-        write!(f, "{} ({} of {} threads, {} jobs)", self.name, state.running, self.count_max, state.queue.len())
+        write!(
+            f,
+            "{} ({} of {} threads, {} jobs)",
+            self.name,
+            state.running,
+            self.count_max,
+            state.queue.len()
+        )
     }
 }
 

@@ -1,0 +1,272 @@
+//! Appending: one vectored positional write for all batches of a call.
+
+use std::io::{self, IoSlice};
+use std::ops::Range;
+use std::sync::Arc;
+
+use highwater_broker_core::durability::Durability;
+use highwater_broker_core::log::index::SparseIndex;
+use highwater_broker_core::log::manifest::note_epoch;
+use highwater_broker_core::log::segment_name::SegmentName;
+use highwater_protocol::batch::{BatchHeader, HEADER_LENGTH};
+
+use super::{Active, Log, StampedBatch};
+use crate::storage::error::{AppendError, Error, is_full};
+use crate::storage::file_system::File;
+use crate::storage::files;
+use crate::storage::segment::SegmentFile;
+use crate::storage::shared::Lane;
+use crate::storage::store::DiskState;
+
+/// Buffers of one write: what the kernel takes at the most.
+const BUFFERS_MAX: usize = 1024;
+
+/// Bytes that a file is extended by first; each further step is twice the one before.
+const STEP_BYTES_MIN: u64 = 64 << 10;
+/// Bytes that a file is extended by at the most: what is scanned in vain after a crash.
+const STEP_BYTES_MAX: u64 = 16 << 20;
+
+/// Bytes behind the log end that a failed append has left and that could not be zeroed yet.
+#[derive(Debug)]
+pub(super) struct Undo {
+    file: Arc<SegmentFile>,
+    range: Range<u64>,
+}
+
+impl Log {
+    /// Appends batches behind one another, in one vectored write to one segment, and marks the log for the flusher.
+    ///
+    /// When it returns, readers can have the batches and they survive the death of the process; see `Log` about power
+    /// cuts. It waits for the page cache, not for the disk, unless the kernel makes writers wait
+    /// (`Log::unflushed_bytes`) or a file has to be made or extended.
+    ///
+    /// # Errors
+    /// Nothing of the call is appended then: the log end stays.
+    ///
+    /// # Panics
+    /// When offsets do not go on at the log end or epochs decrease: the caller stamps or checks them.
+    pub fn append(&mut self, batches: &[StampedBatch]) -> Result<(), AppendError> {
+        let Some(last) = batches.last() else { return Ok(()) };
+        if self.suspect {
+            return Err(AppendError::Suspect);
+        }
+        if self.store.is_closed() {
+            return Err(AppendError::Closed);
+        }
+        if self.store.disk() == DiskState::ReadOnly {
+            return Err(AppendError::Full(self.shared.directory.clone()));
+        }
+        self.check_order(batches);
+        self.finish_undo()?;
+        let length: u64 = batches.iter().map(|batch| u64::from(batch.header.batch_length)).sum();
+        self.make_room(length)?;
+        let Some(active) = &mut self.active else { unreachable!("make_room opened a segment") };
+        let segment = Arc::clone(&active.file);
+        let position = active.position;
+        let file = self.store.cache().file(&segment).map_err(|error| self.append_error(&segment, error))?;
+        if let Err((written, error)) = write_batches(&*file, batches, position) {
+            return Err(self.undo(segment, &file, position..position + written, error));
+        }
+        self.commit(batches, length);
+        let log_end = last.header.end_offset();
+        let eager = self.config.durability == Durability::Fsync;
+        if self.shared.wrote(&segment, &file, log_end, length, eager) {
+            self.store.flusher().enqueue(&self.shared, Lane::Eager);
+        }
+        Ok(())
+    }
+
+    fn check_order(&self, batches: &[StampedBatch]) {
+        let mut offset = self.log_end;
+        let mut epoch = self.last_epoch().unwrap_or_default();
+        for batch in batches {
+            let leader = &batch.header.leader;
+            assert_eq!(
+                leader.base_offset, offset,
+                "offsets of {} go on without a gap",
+                self.shared.partition
+            );
+            assert!(leader.leader_epoch >= epoch, "epochs of {} do not decrease", self.shared.partition);
+            assert_eq!(HEADER_LENGTH + batch.tail.len(), batch.header.length(), "a batch is whole");
+            offset = batch.header.end_offset();
+            epoch = leader.leader_epoch;
+        }
+    }
+
+    /// Sees to a segment with reserved room for `length` more bytes.
+    fn make_room(&mut self, length: u64) -> Result<(), AppendError> {
+        let segment_bytes = self.config.limits.segment_bytes;
+        let full = |active: &Active| active.position > 0 && active.position + length > segment_bytes;
+        if self.active.as_ref().is_some_and(full) {
+            self.roll().map_err(|error| self.typed(error))?;
+        }
+        if self.active.is_none() {
+            self.start_segment()?;
+        }
+        let Some(active) = &mut self.active else { unreachable!("a segment was opened") };
+        let needed = active.position + length;
+        if needed <= active.allocated {
+            return Ok(());
+        }
+        let step = (active.allocated + active.step).min(segment_bytes).max(needed.next_multiple_of(4096));
+        let segment = Arc::clone(&active.file);
+        let allocated = active.allocated;
+        let result =
+            self.store.cache().file(&segment).and_then(|file| allocate(&*file, allocated, step, needed));
+        let allocated = result.map_err(|error| self.append_error(&segment, error))?;
+        if let Some(active) = &mut self.active {
+            active.allocated = allocated;
+            active.step = (active.step * 2).min(STEP_BYTES_MAX);
+        }
+        Ok(())
+    }
+
+    fn start_segment(&mut self) -> Result<(), AppendError> {
+        let name = SegmentName { serial: self.next_serial, base_offset: self.log_end };
+        let segment = SegmentFile::new(self.shared.partition, &self.shared.directory, name, true);
+        self.store.cache().create(&segment).map_err(|error| self.append_error(&segment, error))?;
+        self.next_serial += 1;
+        self.active = Some(Active::new(segment));
+        self.shared.structure.name_created();
+        self.start_structure_job();
+        Ok(())
+    }
+
+    fn commit(&mut self, batches: &[StampedBatch], length: u64) {
+        let Some(active) = &mut self.active else { unreachable!("batches were written to it") };
+        let mut position = active.position;
+        for batch in batches {
+            let header = &batch.header;
+            active.note(header, position, batch.header_crc());
+            note_epoch(&mut self.epochs, header.leader.leader_epoch, header.leader.base_offset);
+            self.durable_end = self.durable_end.max(header.leader.durable_end);
+            self.last_append_time = self.last_append_time.max(header.leader.append_time);
+            self.log_end = header.end_offset();
+            position += u64::from(header.batch_length);
+        }
+        active.position += length;
+        debug_assert_eq!(active.position, position);
+        self.tail.push(batches);
+    }
+
+    /// Zeroes what a failed write has left behind the log end, so that no recovery takes it for batches.
+    fn undo(
+        &mut self,
+        segment: Arc<SegmentFile>,
+        file: &Arc<dyn File>,
+        range: Range<u64>,
+        error: io::Error,
+    ) -> AppendError {
+        // The zeroes have to reach the disk, like what they replace may already have.
+        self.shared.wrote(&segment, file, self.log_end, 0, false);
+        if let Err(undo_error) = zero(&**file, range.clone()) {
+            let path = segment.path.clone();
+            tracing::warn!(path = %path.display(), %error, %undo_error, "a failed append is not undone yet");
+            self.undo = Some(Undo { file: segment, range });
+            return AppendError::Stuck { path, error: Arc::new(error) };
+        }
+        self.append_error(&segment, error)
+    }
+
+    pub(super) fn finish_undo(&mut self) -> Result<(), AppendError> {
+        let Some(undo) = &self.undo else { return Ok(()) };
+        let result = self.store.cache().file(&undo.file).and_then(|file| zero(&*file, undo.range.clone()));
+        match result {
+            Ok(()) => {
+                self.undo = None;
+                Ok(())
+            }
+            Err(error) => Err(AppendError::Stuck { path: undo.file.path.clone(), error: Arc::new(error) }),
+        }
+    }
+
+    fn append_error(&self, segment: &SegmentFile, error: io::Error) -> AppendError {
+        self.typed(Error::io("append to", &segment.path)(error))
+    }
+
+    fn typed(&self, error: Error) -> AppendError {
+        if error.is_full() {
+            self.store.note_full();
+            AppendError::Full(self.shared.directory.clone())
+        } else {
+            AppendError::Io(error)
+        }
+    }
+}
+
+impl StampedBatch {
+    /// The checksum at the end of the stamped header.
+    fn header_crc(&self) -> u32 {
+        let [.., a, b, c, d] = self.head;
+        u32::from_le_bytes([a, b, c, d])
+    }
+}
+
+impl Active {
+    pub(super) fn new(file: Arc<SegmentFile>) -> Self {
+        Self {
+            file,
+            index: SparseIndex::default(),
+            position: 0,
+            allocated: 0,
+            step: STEP_BYTES_MIN,
+            checksum: crc32fast::Hasher::new(),
+            first_append_time: i64::MAX,
+            last_append_time: i64::MIN,
+        }
+    }
+
+    /// Takes a batch into index, checksum and times.
+    pub(super) fn note(&mut self, header: &BatchHeader, position: u64, header_crc: u32) {
+        self.index.note(header, position);
+        self.checksum.update(&header_crc.to_le_bytes());
+        self.first_append_time = self.first_append_time.min(header.leader.append_time);
+        self.last_append_time = self.last_append_time.max(header.leader.append_time);
+    }
+}
+
+/// Reserves a step, or only what is needed if that is too much.
+fn allocate(file: &dyn File, from: u64, step: u64, needed: u64) -> io::Result<u64> {
+    match file.allocate(from..step) {
+        Ok(()) => Ok(step),
+        Err(error) if is_full(&error) && needed < step => file.allocate(from..needed).map(|()| needed),
+        Err(error) => Err(error),
+    }
+}
+
+/// Writes all batches at `position`. An error comes with how much was written.
+fn write_batches(file: &dyn File, batches: &[StampedBatch], position: u64) -> Result<(), (u64, io::Error)> {
+    let mut written = 0;
+    for group in batches.chunks(BUFFERS_MAX / 2) {
+        let mut buffers: Vec<IoSlice<'_>> = Vec::with_capacity(group.len() * 2);
+        for batch in group {
+            buffers.push(IoSlice::new(&batch.head));
+            buffers.push(IoSlice::new(&batch.tail));
+        }
+        let mut rest = &mut buffers[..];
+        while !rest.is_empty() {
+            match file.write_vectored_at(rest, position + written) {
+                Ok(0) => return Err((written, io::ErrorKind::WriteZero.into())),
+                Ok(count) => {
+                    written += count as u64;
+                    IoSlice::advance_slices(&mut rest, count);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err((written, error)),
+            }
+        }
+    }
+    Ok(())
+}
+
+fn zero(file: &dyn File, range: Range<u64>) -> io::Result<()> {
+    const PIECE: u64 = 64 << 10;
+    let zeroes = [0; PIECE as usize];
+    let mut position = range.start;
+    while position < range.end {
+        let length = (range.end - position).min(PIECE);
+        files::write_all(file, &zeroes[..length as usize], position)?;
+        position += length;
+    }
+    Ok(())
+}

@@ -1,0 +1,236 @@
+//! The log of one partition: segments on disk, a tail in memory, and what has been flushed.
+
+mod append;
+mod close;
+mod maintain;
+mod quarantine;
+mod read;
+mod recover;
+mod scan_files;
+mod suspect;
+mod truncate;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use highwater_broker_core::durability::Durability;
+use highwater_broker_core::log::index::SparseIndex;
+use highwater_broker_core::log::manifest::{EpochStart, Hole};
+use highwater_protocol::batch::{BatchHeader, HEADER_LENGTH};
+use highwater_protocol::ids::{LeaderEpoch, Offset, TopicPartition};
+
+use super::config::LogConfig;
+use super::memory_tail::MemoryTail;
+use super::segment::{Sealed, SegmentFile};
+use super::shared::{Lane, LogShared};
+use super::store::Store;
+use append::Undo;
+
+pub use close::Closed;
+pub use maintain::Maintained;
+pub use recover::{CutReport, RecoveryReport};
+pub use suspect::Verified;
+
+/// A batch with the header that its leader gave it.
+#[derive(Debug, Clone)]
+pub struct StampedBatch {
+    /// The leader's header, without extensions.
+    pub head: [u8; HEADER_LENGTH],
+    /// Everything after `head`.
+    pub tail: Bytes,
+    /// What `head` and `tail` say.
+    pub header: BatchHeader,
+}
+
+/// The log of one partition. It has one owner; what others read goes through owned plans.
+///
+/// Durability: what `append` wrote survives the death of the process. It survives a power cut once the sink was told
+/// `Flushed` with an end beyond it. Until then it may be lost, or survive in part, always up to some batch.
+#[derive(Debug)]
+pub struct Log {
+    store: Arc<Store>,
+    shared: Arc<LogShared>,
+    config: LogConfig,
+    log_start: Offset,
+    log_end: Offset,
+    flushed_end: Offset,
+    log_generation: u64,
+    /// The greatest `durable_end` of all batches that passed by.
+    durable_end: Offset,
+    last_append_time: i64,
+    epochs: Vec<EpochStart>,
+    holes: Vec<Hole>,
+    /// Bad ranges that were found since `maintain` last reported them.
+    new_holes: Vec<Hole>,
+    sealed: VecDeque<Sealed>,
+    /// Invariant: starts where the last sealed segment or hole ends; there is none before the first append to it.
+    active: Option<Active>,
+    next_serial: u64,
+    tail: MemoryTail,
+    suspect: bool,
+    undo: Option<Undo>,
+}
+
+/// The segment that is appended to.
+#[derive(Debug, Clone)]
+struct Active {
+    file: Arc<SegmentFile>,
+    index: SparseIndex,
+    /// Where the next batch goes. Bytes below are never written again.
+    position: u64,
+    /// Bytes that the file has room for without asking.
+    allocated: u64,
+    /// Bytes to ask for next.
+    step: u64,
+    checksum: crc32fast::Hasher,
+    first_append_time: i64,
+    last_append_time: i64,
+}
+
+impl Log {
+    /// Whose log this is.
+    #[must_use]
+    pub fn partition(&self) -> TopicPartition {
+        self.shared.partition
+    }
+
+    /// The first offset.
+    #[must_use]
+    pub const fn log_start(&self) -> Offset {
+        self.log_start
+    }
+
+    /// The next offset to write.
+    #[must_use]
+    pub const fn log_end(&self) -> Offset {
+        self.log_end
+    }
+
+    /// Everything below is on stable storage.
+    #[must_use]
+    pub const fn flushed_end(&self) -> Offset {
+        self.flushed_end
+    }
+
+    /// Raised by truncation: flush completions of earlier generations are void.
+    #[must_use]
+    pub const fn log_generation(&self) -> u64 {
+        self.log_generation
+    }
+
+    /// The greatest `durable_end` in the batches of the unsealed tail at start, and of everything appended since: the
+    /// high watermark was at least here.
+    #[must_use]
+    pub const fn durable_end(&self) -> Offset {
+        self.durable_end
+    }
+
+    /// Append time of the last batch in microseconds since the Unix epoch; the least number if there was none.
+    #[must_use]
+    pub const fn last_append_time(&self) -> i64 {
+        self.last_append_time
+    }
+
+    /// Where each leader epoch starts, oldest first.
+    #[must_use]
+    pub fn epochs(&self) -> &[EpochStart] {
+        &self.epochs
+    }
+
+    /// The leader epoch of the last batch.
+    #[must_use]
+    pub fn last_epoch(&self) -> Option<LeaderEpoch> {
+        self.epochs.last().map(|start| start.epoch)
+    }
+
+    /// Corrupt ranges, by offset.
+    #[must_use]
+    pub fn holes(&self) -> &[Hole] {
+        &self.holes
+    }
+
+    /// Bytes of batches.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.sealed.iter().map(|segment| segment.entry.length).sum::<u64>() + self.active_bytes()
+    }
+
+    /// Segment files.
+    #[must_use]
+    pub fn segment_count(&self) -> usize {
+        self.sealed.len() + usize::from(self.active.is_some())
+    }
+
+    /// Bytes that were appended and are not known to be on stable storage. Beyond some bound an owner should append on
+    /// an I/O thread, because the kernel then makes writers wait for the disk.
+    #[must_use]
+    pub fn unflushed_bytes(&self) -> u64 {
+        self.shared.unflushed_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether a flush failed and the log was not verified since.
+    #[must_use]
+    pub const fn is_suspect(&self) -> bool {
+        self.suspect
+    }
+
+    /// The store that it belongs to.
+    #[must_use]
+    pub const fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// Takes in a completion. False if it is void: the log was truncated since the round began.
+    pub fn flushed(&mut self, log_generation: u64, upto: Offset) -> bool {
+        let valid = log_generation == self.log_generation && upto <= self.log_end;
+        if valid {
+            self.flushed_end = self.flushed_end.max(upto);
+        }
+        valid
+    }
+
+    /// Flushes what is not flushed in the next round, whatever the durability.
+    pub fn request_flush(&self) {
+        let queue = self.shared.flush.lock().queue(Lane::Eager);
+        if queue {
+            self.store.flusher().enqueue(&self.shared, Lane::Eager);
+        }
+    }
+
+    /// Keeps the batches that are appended from now on in memory, or no longer.
+    pub fn set_tail_wanted(&mut self, wanted: bool) {
+        self.tail.set_wanted(wanted);
+    }
+
+    /// Changes settings. What a stricter durability asks for is flushed in the next round.
+    pub fn configure(&mut self, config: LogConfig) {
+        self.config = config;
+        if config.durability == Durability::Fsync {
+            self.request_flush();
+        }
+    }
+
+    fn active_bytes(&self) -> u64 {
+        self.active.as_ref().map_or(0, |active| active.position)
+    }
+
+    /// The lane in which sealed segments of this log get to the disk.
+    fn sealing_lane(&self) -> Lane {
+        if self.config.durability == Durability::Os { Lane::Background } else { Lane::Eager }
+    }
+
+    /// Starts the job that makes names and manifest durable, if there is work for it.
+    fn start_structure_job(&self) {
+        if self.shared.structure.start() {
+            self.store.flusher().spawn_structure_job(&self.shared);
+        }
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        self.store.log_dropped(self.shared.partition);
+    }
+}

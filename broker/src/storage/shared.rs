@@ -1,0 +1,241 @@
+//! What a log shares with flush rounds and jobs on I/O threads.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use highwater_broker_core::log::index::SparseIndex;
+use highwater_broker_core::log::manifest::{EpochStart, Hole, SealedSegment};
+use highwater_protocol::ids::{Offset, TopicPartition};
+use parking_lot::Mutex;
+
+use super::file_system::File;
+use super::segment::SegmentFile;
+use super::sink::{FlushOutcome, FlushSink};
+use super::structure::Structure;
+
+/// The part of a log that is not its owner's alone.
+pub(super) struct LogShared {
+    pub(super) partition: TopicPartition,
+    pub(super) directory: PathBuf,
+    pub(super) sink: Arc<dyn FlushSink>,
+    pub(super) flush: Mutex<FlushState>,
+    pub(super) structure: Structure,
+    /// Bad ranges that readers came across and the log has not taken in yet.
+    pub(super) discovered: Mutex<Vec<Hole>>,
+    pub(super) has_discovered: AtomicBool,
+    pub(super) unflushed_bytes: AtomicU64,
+}
+
+impl std::fmt::Debug for LogShared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LogShared").field("partition", &self.partition).finish_non_exhaustive()
+    }
+}
+
+/// What has to be flushed.
+#[derive(Debug, Default)]
+pub(super) struct FlushState {
+    pub(super) log_generation: u64,
+    pub(super) written_end: Offset,
+    pub(super) flushed_end: Offset,
+    /// Files with bytes that may not be on the disk, oldest first; only the last may still be appended to.
+    pub(super) files: Vec<Unsynced>,
+    /// Waits for a round, by lane.
+    pub(super) queued: [bool; 2],
+    /// A flush failed, or the log was closed: no more rounds.
+    pub(super) stopped: bool,
+}
+
+/// A file with bytes that may not be on the disk. It is pinned as long as it is listed.
+#[derive(Debug, Clone)]
+pub(super) struct Unsynced {
+    pub(super) segment: Arc<SegmentFile>,
+    pub(super) file: Arc<dyn File>,
+    pub(super) sealing: Option<Arc<Sealing>>,
+}
+
+/// What goes into the manifest once the file is flushed.
+#[derive(Debug)]
+pub(super) struct Sealing {
+    pub(super) entry: SealedSegment,
+    pub(super) index: Arc<SparseIndex>,
+    /// The epochs up to the end of the segment.
+    pub(super) epochs: Vec<EpochStart>,
+}
+
+/// What a round is going to flush of one log.
+#[derive(Debug)]
+pub(super) struct Snapshot {
+    pub(super) log: Arc<LogShared>,
+    pub(super) log_generation: u64,
+    pub(super) upto: Offset,
+    pub(super) files: Vec<Unsynced>,
+    pub(super) bytes: u64,
+    /// Directory entries as of this version are needed by what is flushed.
+    pub(super) names: u64,
+}
+
+/// Which kind of round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lane {
+    /// Everything of the log: somebody waits.
+    Eager = 0,
+    /// Its sealed segments only: nobody waits, and it may take long.
+    Background = 1,
+}
+
+impl LogShared {
+    /// Notes that bytes were appended to a file, and whether the log now has to be queued for a round.
+    pub(super) fn wrote(
+        &self,
+        segment: &Arc<SegmentFile>,
+        file: &Arc<dyn File>,
+        written_end: Offset,
+        bytes: u64,
+        eager: bool,
+    ) -> bool {
+        self.unflushed_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let mut state = self.flush.lock();
+        state.written_end = written_end;
+        state.list(segment, file);
+        eager && state.queue(Lane::Eager)
+    }
+
+    /// Notes that nothing will be appended to a segment any more, and whether the log now has to be queued for a round.
+    pub(super) fn seal(
+        &self,
+        segment: &Arc<SegmentFile>,
+        file: &Arc<dyn File>,
+        sealing: Sealing,
+        lane: Lane,
+    ) -> bool {
+        let mut state = self.flush.lock();
+        state.list(segment, file);
+        if let Some(last) = state.files.last_mut() {
+            last.sealing = Some(Arc::new(sealing));
+        }
+        state.queue(lane)
+    }
+
+    /// Takes the log out of its queue and describes what to flush; `None` if there is nothing.
+    pub(super) fn snapshot(self: &Arc<Self>, lane: Lane) -> Option<Snapshot> {
+        // Before the files: a name that is made later belongs to a file that is listed later.
+        let names = self.structure.names_wanted();
+        let mut state = self.flush.lock();
+        state.queued[lane as usize] = false;
+        if state.stopped || state.files.is_empty() {
+            return None;
+        }
+        let sealed = state.files.iter().take_while(|file| file.sealing.is_some()).count();
+        let (count, upto) = match lane {
+            Lane::Eager => (state.files.len(), state.written_end),
+            Lane::Background if sealed == state.files.len() => (sealed, state.written_end),
+            Lane::Background => {
+                let last = state.files[..sealed].last().and_then(|file| file.sealing.as_ref())?;
+                (sealed, last.entry.end_offset)
+            }
+        };
+        Some(Snapshot {
+            log: Arc::clone(self),
+            log_generation: state.log_generation,
+            upto,
+            files: state.files[..count].to_vec(),
+            bytes: if lane == Lane::Eager { self.unflushed_bytes.load(Ordering::Relaxed) } else { 0 },
+            names,
+        })
+    }
+
+    /// Takes what a round has flushed off the list. Returns what was sealed by it, in order, or `None` if the round is
+    /// void because the log was truncated or stopped meanwhile.
+    pub(super) fn flushed(&self, round: &Snapshot) -> Option<Vec<Arc<Sealing>>> {
+        let mut state = self.flush.lock();
+        if state.stopped || state.log_generation != round.log_generation {
+            return None;
+        }
+        let written_end = state.written_end;
+        let mut sealed = Vec::new();
+        for done in &round.files {
+            let place = state.files.iter().position(|file| Arc::ptr_eq(&file.segment, &done.segment));
+            let Some(place) = place else { continue };
+            // A file that was still appended to when the round began may have been sealed or written since.
+            let complete = match (&done.sealing, &state.files[place].sealing) {
+                (Some(sealing), _) => {
+                    sealed.push(Arc::clone(sealing));
+                    true
+                }
+                (None, None) => written_end == round.upto,
+                (None, Some(_)) => false,
+            };
+            if complete {
+                state.files.remove(place).segment.unpin();
+            }
+        }
+        let bytes = round.bytes.min(self.unflushed_bytes.load(Ordering::Relaxed));
+        self.unflushed_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        Some(sealed)
+    }
+
+    /// Notes a new flushed end; false if it is void or no news.
+    pub(super) fn note_flushed_end(&self, log_generation: u64, upto: Offset) -> bool {
+        let mut state = self.flush.lock();
+        let news = !state.stopped && state.log_generation == log_generation && upto > state.flushed_end;
+        if news {
+            state.flushed_end = upto;
+        }
+        news
+    }
+
+    /// Takes the log out of all rounds after a failed flush, and tells its owner.
+    pub(super) fn fail(&self, error: Arc<std::io::Error>) {
+        let log_generation = {
+            let mut state = self.flush.lock();
+            if state.stopped {
+                return;
+            }
+            state.stopped = true;
+            state.log_generation
+        };
+        self.sink.flush_done(FlushOutcome::Failed { log_generation, error });
+    }
+
+    /// Starts over: what is not flushed is of no interest any more.
+    pub(super) fn reset(&self, log_generation: u64, end: Offset) {
+        let mut state = self.flush.lock();
+        for file in state.files.drain(..) {
+            file.segment.unpin();
+        }
+        state.log_generation = log_generation;
+        state.written_end = end;
+        state.flushed_end = end;
+        state.stopped = false;
+        self.unflushed_bytes.store(0, Ordering::Relaxed);
+    }
+
+    pub(super) fn add_discovered(&self, hole: Hole) {
+        self.discovered.lock().push(hole);
+        self.has_discovered.store(true, Ordering::Release);
+    }
+}
+
+impl Drop for LogShared {
+    fn drop(&mut self) {
+        for file in self.flush.get_mut().files.drain(..) {
+            file.segment.unpin();
+        }
+    }
+}
+
+impl FlushState {
+    fn list(&mut self, segment: &Arc<SegmentFile>, file: &Arc<dyn File>) {
+        if self.files.last().is_none_or(|last| !Arc::ptr_eq(&last.segment, segment)) {
+            segment.pin();
+            self.files.push(Unsynced { segment: Arc::clone(segment), file: Arc::clone(file), sealing: None });
+        }
+    }
+
+    /// Whether the caller has to put the log into the queue of a lane.
+    pub(super) fn queue(&mut self, lane: Lane) -> bool {
+        !self.stopped && !self.files.is_empty() && !std::mem::replace(&mut self.queued[lane as usize], true)
+    }
+}

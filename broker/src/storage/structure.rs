@@ -1,0 +1,279 @@
+//! Names and manifest of a log: made durable in the background, in the order that a crash at any point needs.
+//!
+//! 1. A flushed end is reported only when the names of all files up to it are durable.
+//! 2. A segment is listed only when all its bytes are on stable storage.
+//! 3. A file goes to the trash only when the manifest that does not list it is durable.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use highwater_broker_core::log::directory;
+use highwater_broker_core::log::index::SparseIndex;
+use highwater_broker_core::log::manifest::{Manifest, SealedSegment};
+use highwater_protocol::ids::Offset;
+use parking_lot::Mutex;
+
+use super::error::Error;
+use super::file_system::FileSystem;
+use super::files;
+use super::shared::{LogShared, Sealing, Snapshot};
+
+/// The durable shape of a log.
+#[derive(Debug)]
+pub(super) struct Structure {
+    state: Mutex<State>,
+    /// Held while a manifest is written, so that an older one never replaces a newer one.
+    writing: Mutex<()>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Lists durable segments only.
+    manifest: Manifest,
+    manifest_wanted: u64,
+    manifest_durable: u64,
+    names_wanted: u64,
+    names_durable: u64,
+    /// The directory itself has a durable name.
+    directory_durable: bool,
+    running: bool,
+    /// Held back until the names of that version are durable: version, log generation, flushed end.
+    report: Option<(u64, u64, Offset)>,
+    removals: Vec<(PathBuf, PathBuf)>,
+    indexes: Vec<(SealedSegment, Arc<SparseIndex>)>,
+}
+
+/// What a step of the job does.
+struct Step {
+    names: Option<u64>,
+    directory: bool,
+    manifest: Option<(u64, Manifest)>,
+    removals: Vec<(PathBuf, PathBuf)>,
+    indexes: Vec<(SealedSegment, Arc<SparseIndex>)>,
+}
+
+impl Structure {
+    /// The structure as it is on the disk. `directory_durable`: the directory's own name survives a power cut.
+    pub(super) fn new(manifest: Manifest, directory_durable: bool) -> Self {
+        Self {
+            state: Mutex::new(State {
+                manifest,
+                manifest_wanted: 0,
+                manifest_durable: 0,
+                names_wanted: 0,
+                names_durable: 0,
+                directory_durable,
+                running: false,
+                report: None,
+                removals: Vec::new(),
+                indexes: Vec::new(),
+            }),
+            writing: Mutex::new(()),
+        }
+    }
+
+    pub(super) fn names_wanted(&self) -> u64 {
+        self.state.lock().names_wanted
+    }
+
+    /// A file was created.
+    pub(super) fn name_created(&self) {
+        self.state.lock().names_wanted += 1;
+    }
+
+    /// Changes the manifest that is written next. `removals` go to the trash after that.
+    pub(super) fn change<R>(
+        &self,
+        removals: Vec<(PathBuf, PathBuf)>,
+        change: impl FnOnce(&mut Manifest) -> R,
+    ) -> R {
+        let mut state = self.state.lock();
+        state.manifest_wanted += 1;
+        state.removals.extend(removals);
+        change(&mut state.manifest)
+    }
+
+    /// How many sealed segments are listed.
+    pub(super) fn listed_count(&self) -> usize {
+        self.state.lock().manifest.segments.len()
+    }
+
+    /// Lists segments that a round has flushed. Returns the flushed end if it can be reported at once.
+    pub(super) fn flushed(&self, sealed: &[Arc<Sealing>], round: &Snapshot) -> Option<Offset> {
+        let mut state = self.state.lock();
+        for sealing in sealed {
+            state.list(sealing);
+        }
+        if round.names <= state.names_durable || cfg!(hw_mutate = "h19_no_directory_sync") {
+            return Some(round.upto);
+        }
+        state.report = Some((round.names, round.log_generation, round.upto));
+        None
+    }
+
+    /// Lists a segment that was flushed outside of a round.
+    pub(super) fn list(&self, sealing: &Sealing) {
+        self.state.lock().list(sealing);
+    }
+
+    /// Whether the caller has to run the job now.
+    pub(super) fn start(&self) -> bool {
+        let mut state = self.state.lock();
+        let work = state.names_wanted > state.names_durable
+            || state.manifest_wanted > state.manifest_durable
+            || !state.removals.is_empty();
+        work && !std::mem::replace(&mut state.running, true)
+    }
+
+    /// Makes durable what is wanted until nothing is. Blocks on the disk.
+    pub(super) fn run(
+        &self,
+        fs: &dyn FileSystem,
+        log: &LogShared,
+        report: impl Fn(u64, Offset),
+    ) -> Result<(), Error> {
+        loop {
+            let writing = self.writing.lock();
+            let step = {
+                let mut state = self.state.lock();
+                match state.next_step() {
+                    Some(step) => step,
+                    None => {
+                        state.running = false;
+                        return Ok(());
+                    }
+                }
+            };
+            let result = self.take_step(fs, log, step, &report);
+            drop(writing);
+            if let Err(error) = result {
+                self.state.lock().running = false;
+                return Err(error);
+            }
+        }
+    }
+
+    fn take_step(
+        &self,
+        fs: &dyn FileSystem,
+        log: &LogShared,
+        step: Step,
+        report: &impl Fn(u64, Offset),
+    ) -> Result<(), Error> {
+        if let Some(names) = step.names {
+            if !cfg!(hw_mutate = "h19_no_directory_sync") {
+                sync_names(fs, &log.directory, step.directory)?;
+            }
+            let ready = {
+                let mut state = self.state.lock();
+                state.names_durable = names;
+                state.directory_durable = true;
+                state.report.take_if(|(version, ..)| *version <= names)
+            };
+            if let Some((_, log_generation, upto)) = ready {
+                report(log_generation, upto);
+            }
+        }
+        for (entry, index) in &step.indexes {
+            let bytes = index.encode(entry.length, entry.checksum);
+            if let Err(error) = files::replace_lazily(fs, &log.directory, &entry.name.index_name(), &bytes) {
+                tracing::info!(partition = %log.partition, %error, "no index file: it is rebuilt when it is needed");
+            }
+        }
+        if let Some((version, manifest)) = step.manifest {
+            let written = files::replace(fs, &log.directory, directory::MANIFEST, &manifest.encode());
+            if let Err(error) = written {
+                self.state.lock().removals.extend(step.removals);
+                return Err(error);
+            }
+            self.state.lock().manifest_durable = version;
+        }
+        for (from, to) in &step.removals {
+            move_to_trash(fs, from, to);
+        }
+        Ok(())
+    }
+
+    /// Writes the manifest after `change`, before anything else can. Blocks on the disk. On an error the change stays
+    /// wanted, and the next job writes it.
+    pub(super) fn change_now(
+        &self,
+        fs: &dyn FileSystem,
+        log_directory: &Path,
+        change: impl FnOnce(&mut Manifest),
+    ) -> Result<(), Error> {
+        let _writing = self.writing.lock();
+        let (version, names, with_parents, manifest) = {
+            let mut state = self.state.lock();
+            state.manifest_wanted += 1;
+            change(&mut state.manifest);
+            (state.manifest_wanted, state.names_wanted, !state.directory_durable, state.manifest.clone())
+        };
+        files::replace(fs, log_directory, directory::MANIFEST, &manifest.encode())?;
+        if with_parents {
+            sync_names(fs, log_directory, true)?;
+        }
+        let mut state = self.state.lock();
+        state.manifest_durable = version;
+        // Replacing the manifest synced the directory, and with it the names of all files in it.
+        state.names_durable = names;
+        state.directory_durable = true;
+        state.report = None;
+        Ok(())
+    }
+
+    /// Makes everything durable that is wanted. Blocks on the disk.
+    pub(super) fn finish(&self, fs: &dyn FileSystem, log_directory: &Path) -> Result<(), Error> {
+        let dirty = {
+            let state = self.state.lock();
+            state.manifest_wanted > state.manifest_durable || state.names_wanted > state.names_durable
+        };
+        if dirty { self.change_now(fs, log_directory, |_| {}) } else { Ok(()) }
+    }
+}
+
+impl State {
+    fn list(&mut self, sealing: &Sealing) {
+        self.manifest_wanted += 1;
+        self.manifest.next_serial = sealing.entry.name.serial + 1;
+        self.manifest.segments.push(sealing.entry);
+        self.manifest.epochs.clone_from(&sealing.epochs);
+        self.indexes.push((sealing.entry, Arc::clone(&sealing.index)));
+    }
+
+    fn next_step(&mut self) -> Option<Step> {
+        let names = (self.names_wanted > self.names_durable).then_some(self.names_wanted);
+        let manifest = (self.manifest_wanted > self.manifest_durable)
+            .then(|| (self.manifest_wanted, self.manifest.clone()));
+        if names.is_none() && manifest.is_none() && self.removals.is_empty() {
+            return None;
+        }
+        Some(Step {
+            names,
+            directory: !self.directory_durable,
+            manifest,
+            removals: std::mem::take(&mut self.removals),
+            indexes: std::mem::take(&mut self.indexes),
+        })
+    }
+}
+
+/// Makes the names in a log's directory durable, and `with_parents` also those of the directory and of its topic's.
+pub(super) fn sync_names(fs: &dyn FileSystem, log_directory: &Path, with_parents: bool) -> Result<(), Error> {
+    let count = if with_parents { 3 } else { 1 };
+    for directory in log_directory.ancestors().take(count) {
+        fs.sync_directory(directory).map_err(Error::io("sync directory", directory))?;
+    }
+    Ok(())
+}
+
+/// Moves a file out of the way. It is not listed anywhere, so a failure costs room only.
+pub(super) fn move_to_trash(fs: &dyn FileSystem, from: &Path, to: &Path) {
+    match fs.rename(from, to) {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => {
+            tracing::warn!(file = %from.display(), %error, "a dead file cannot be moved to the trash");
+        }
+    }
+}
