@@ -159,12 +159,12 @@ impl Error {
         self.change(|inner| inner.log_range = Some(range))
     }
 
-    pub(crate) fn with_kind(self, kind: ErrorKind) -> Self {
-        self.change(|inner| inner.kind = kind)
-    }
-
-    pub(crate) fn with_code(self, code: ErrorCode) -> Self {
-        self.change(|inner| inner.code = Some(code))
+    /// What this failure means for something larger: its context, code and text stay.
+    pub(crate) fn becoming(self, kind: ErrorKind, meaning: &str) -> Self {
+        self.change(|inner| {
+            inner.kind = kind;
+            inner.message = format!("{meaning}: {}", inner.message);
+        })
     }
 
     pub(crate) fn with_source(self, source: impl std::error::Error + Send + Sync + 'static) -> Self {

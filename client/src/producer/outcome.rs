@@ -6,7 +6,7 @@ use highwater_protocol::messages::{ProduceResult, Stage};
 
 use super::delivery::Acknowledged;
 use super::sequencer::Verdict;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 
 /// The verdict on one batch. `error` names topic, partition and address.
 pub(super) fn verdict(
@@ -48,13 +48,12 @@ fn of_code(code: ErrorCode, error: Error, next_number: Option<u64>) -> Verdict<A
 }
 
 fn unknown(error: &Error) -> Error {
-    error.clone().with_kind(crate::error::ErrorKind::OutcomeUnknown)
+    error.clone().becoming(ErrorKind::OutcomeUnknown, "it is not known what became of the batch")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::ErrorKind;
 
     fn of(code: ErrorCode) -> Verdict<Acknowledged> {
         let result = ProduceResult { error: code.code(), next_number: 4, ..ProduceResult::default() };

@@ -106,7 +106,8 @@ impl<B> Lane<B> {
     }
 
     /// Whether no batch is here.
-    pub(super) fn is_empty(&self) -> bool {
+    #[cfg(test)]
+    fn is_empty(&self) -> bool {
         self.in_flight.is_empty() && self.again.is_empty()
     }
 
@@ -263,18 +264,13 @@ impl<B> Lane<B> {
 
 /// The broker may have the batch.
 fn outcome_unknown(error: &Error) -> Error {
-    let text = format!("sent, but never acknowledged: {error}");
-    Error::new(ErrorKind::OutcomeUnknown, text).with_source(error.clone())
+    error.clone().becoming(ErrorKind::OutcomeUnknown, "sent, but never acknowledged")
 }
 
 /// The broker does not have the batch, and there is no time to try again.
 pub(super) fn timed_out(last: &Error) -> Error {
-    let text = format!("not appended within the delivery timeout; the last attempt failed with: {last}");
-    let error = Error::new(ErrorKind::TimedOut, text).with_source(last.clone());
-    match last.code() {
-        Some(code) => error.with_code(code),
-        None => error,
-    }
+    last.clone()
+        .becoming(ErrorKind::TimedOut, "not appended within the delivery timeout; at the last attempt")
 }
 
 #[cfg(test)]

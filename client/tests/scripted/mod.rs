@@ -1,0 +1,409 @@
+//! A broker that does what the test says, over in-memory links.
+//!
+//! It shakes hands and answers pings, metadata and offset look-ups by itself; everything else is handed to the test.
+
+#![allow(dead_code, unreachable_pub, reason = "shared by several tests, each of which uses a part")]
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use highwater_client::wire::{Connecting, Connector, Link};
+use highwater_client::{Client, ClientBuilder};
+use highwater_protocol::api::{ApiKey, OneWay, Request};
+use highwater_protocol::batch::{BatchBuilder, BatchHeader, LeaderStamp};
+use highwater_protocol::compression::Compression;
+use highwater_protocol::error_code::ErrorCode;
+use highwater_protocol::frame::{FLAG_ERROR, FLAG_ONE_WAY, FLAG_REPLY, Frame, Splitter, encode_frame_head};
+use highwater_protocol::ids::{CorrelationId, LeaderEpoch, Offset, PartitionId, TopicId, TopicPartition};
+use highwater_protocol::messages::{
+    BrokerInfo, ErrorReply, HandshakeReply, HandshakeRequest, ListOffsetsReply, ListOffsetsRequest,
+    MetadataReply, MetadataRequest, OffsetResult, PartitionInfo, PingReply, PingRequest, Position,
+    ProduceReply, ProduceRequest, ProduceResult, Stage, TopicInfo,
+};
+use parking_lot::Mutex;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::sync::mpsc;
+
+pub const TOPIC: &str = "orders";
+pub const TOPIC_ID: TopicId = TopicId(77);
+pub const ADDRESS: &str = "broker:1";
+
+pub const fn place(partition: u32) -> TopicPartition {
+    TopicPartition::new(TOPIC_ID, PartitionId(partition))
+}
+
+/// What the broker answers by itself.
+#[derive(Debug, Clone)]
+pub struct Behaviour {
+    pub partitions: u32,
+    pub produce_window: u64,
+    pub max_in_flight: u32,
+    pub idle_timeout_ms: u64,
+    /// Bytes that a link holds before its writer has to wait.
+    pub link_bytes: usize,
+    pub topic_id: Option<TopicId>,
+    pub earliest: u64,
+    pub latest: u64,
+    pub refuse_connections: bool,
+    pub answer_pings: bool,
+    pub answer_handshakes: bool,
+    /// The script of the wire: `false` stops reading links.
+    pub read: bool,
+}
+
+impl Default for Behaviour {
+    fn default() -> Self {
+        Self {
+            partitions: 1,
+            produce_window: 1 << 30,
+            max_in_flight: 64,
+            idle_timeout_ms: 60_000,
+            link_bytes: 1 << 20,
+            topic_id: Some(TOPIC_ID),
+            earliest: 0,
+            latest: 0,
+            refuse_connections: false,
+            answer_pings: true,
+            answer_handshakes: true,
+            read: true,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    behaviour: Mutex<Behaviour>,
+    incoming: mpsc::Sender<Incoming>,
+    connections: AtomicU64,
+    read_again: tokio::sync::Notify,
+    links: Mutex<HashMap<u64, Wire>>,
+}
+
+/// The test's end.
+pub struct Broker {
+    shared: Arc<Shared>,
+    incoming: mpsc::Receiver<Incoming>,
+}
+
+/// A frame for the test to deal with.
+#[derive(Debug)]
+pub struct Incoming {
+    pub wire: Wire,
+    pub frame: Frame,
+}
+
+/// One accepted connection.
+#[derive(Debug, Clone)]
+pub struct Wire {
+    pub number: u64,
+    out: mpsc::Sender<Option<BytesMut>>,
+}
+
+#[derive(Debug)]
+struct InMemory {
+    shared: Arc<Shared>,
+}
+
+impl Connector for InMemory {
+    fn connect<'a>(&'a self, _address: &'a str) -> Connecting<'a> {
+        Box::pin(async move {
+            let behaviour = self.shared.behaviour.lock().clone();
+            if behaviour.refuse_connections {
+                return Err(io::ErrorKind::ConnectionRefused.into());
+            }
+            let (ours, theirs) = tokio::io::duplex(behaviour.link_bytes);
+            tokio::spawn(serve(Arc::clone(&self.shared), theirs));
+            Ok(Link::from_stream(ours))
+        })
+    }
+}
+
+impl Broker {
+    pub fn new(behaviour: Behaviour) -> Self {
+        let (sender, incoming) = mpsc::channel(1024);
+        let shared = Shared {
+            behaviour: Mutex::new(behaviour),
+            incoming: sender,
+            connections: AtomicU64::new(0),
+            read_again: tokio::sync::Notify::new(),
+            links: Mutex::new(HashMap::new()),
+        };
+        Self { shared: Arc::new(shared), incoming }
+    }
+
+    pub fn client_builder(&self) -> ClientBuilder {
+        let connector = Arc::new(InMemory { shared: Arc::clone(&self.shared) });
+        Client::builder([ADDRESS]).connector(connector).random_seed(7)
+    }
+
+    pub async fn client(&self) -> Client {
+        self.client_builder().connect().await.unwrap()
+    }
+
+    pub fn change(&self, change: impl FnOnce(&mut Behaviour)) {
+        change(&mut self.shared.behaviour.lock());
+        self.shared.read_again.notify_waiters();
+    }
+
+    /// How many connections were made so far.
+    pub fn connection_count(&self) -> u64 {
+        self.shared.connections.load(Ordering::SeqCst)
+    }
+
+    /// Cuts every connection.
+    pub async fn cut_all(&self) {
+        let wires: Vec<_> = self.shared.links.lock().drain().map(|(_, wire)| wire).collect();
+        for wire in wires {
+            wire.cut().await;
+        }
+    }
+
+    /// The next frame for the test.
+    pub async fn next(&mut self) -> Incoming {
+        tokio::time::timeout(Duration::from_secs(100), self.incoming.recv())
+            .await
+            .expect("a frame in time")
+            .unwrap()
+    }
+
+    /// The next frame for the test, which must be a produce request.
+    pub async fn next_produce(&mut self) -> Produced {
+        let incoming = self.next().await;
+        assert_eq!(incoming.frame.header.api, ApiKey::PRODUCE);
+        let request = incoming.frame.decode_body::<ProduceRequest>().unwrap();
+        Produced { incoming, request }
+    }
+
+    /// No frame comes for this long.
+    pub async fn nothing_for(&mut self, time: Duration) {
+        if let Ok(incoming) = tokio::time::timeout(time, self.incoming.recv()).await {
+            panic!("nothing was expected, {:?} came", incoming.map(|incoming| incoming.frame.header));
+        }
+    }
+}
+
+/// A produce request to answer.
+#[derive(Debug)]
+pub struct Produced {
+    pub incoming: Incoming,
+    pub request: ProduceRequest,
+}
+
+impl Produced {
+    /// Partition, number and values of each batch, checksums verified.
+    pub fn batches(&self) -> Vec<(u32, u64, Vec<String>)> {
+        let mut attachment = self.incoming.frame.attachment.clone();
+        let mut batches = Vec::new();
+        for batch in &self.request.batches {
+            let bytes = attachment.split_to(batch.length as usize);
+            let records = highwater_protocol::batch::Records::verify(&bytes, place(batch.partition)).unwrap();
+            let text = |value: Option<&[u8]>| String::from_utf8(value.unwrap_or_default().to_vec()).unwrap();
+            let values = records.iter().map(|record| text(record.unwrap().value)).collect();
+            batches.push((batch.partition, batch.number, values));
+        }
+        assert!(attachment.is_empty(), "the lengths add up to the attachment");
+        batches
+    }
+
+    /// Number and values of the only batch.
+    pub fn batch(&self) -> (u64, Vec<String>) {
+        let mut batches = self.batches();
+        assert_eq!(batches.len(), 1);
+        let (_, number, values) = batches.remove(0);
+        (number, values)
+    }
+
+    pub async fn answer(&self, results: Vec<ProduceResult>) {
+        self.incoming.wire.reply::<ProduceRequest>(&self.incoming.frame, &ProduceReply { results }).await;
+    }
+
+    /// Acknowledges every batch, with offsets from `base_offset` on in each partition.
+    pub async fn acknowledge(&self, base_offset: u64) {
+        let result = |_: &_| acknowledged(base_offset);
+        self.answer(self.request.batches.iter().map(result).collect()).await;
+    }
+
+    pub async fn refuse(&self, code: ErrorCode, next_number: u64) {
+        let result = |_: &_| ProduceResult {
+            error: code.code(),
+            message: String::from("says the script"),
+            next_number,
+            ..ProduceResult::default()
+        };
+        self.answer(self.request.batches.iter().map(result).collect()).await;
+    }
+}
+
+pub fn acknowledged(base_offset: u64) -> ProduceResult {
+    ProduceResult {
+        base_offset,
+        append_time: 1,
+        stage: Stage::Flushed.into(),
+        replicas_counted: 1,
+        replicas_total: 1,
+        ..ProduceResult::default()
+    }
+}
+
+impl Wire {
+    async fn send<M: prost::Message>(
+        &self,
+        api: ApiKey,
+        flags: u16,
+        id: CorrelationId,
+        body: &M,
+        attachment: &[u8],
+    ) {
+        let mut bytes = BytesMut::new();
+        encode_frame_head(api, flags, id, body, attachment.len(), &mut bytes).unwrap();
+        bytes.extend_from_slice(attachment);
+        // The client may have closed the link.
+        let _ = self.out.send(Some(bytes)).await;
+    }
+
+    pub async fn reply<R: Request>(&self, frame: &Frame, reply: &R::Response) {
+        self.send(R::API, FLAG_REPLY, frame.header.correlation_id, reply, &[]).await;
+    }
+
+    pub async fn reply_error(&self, frame: &Frame, code: ErrorCode, message: &str) {
+        let reply = ErrorReply { code: code.code(), message: message.to_owned() };
+        let header = frame.header;
+        self.send(header.api, FLAG_REPLY | FLAG_ERROR, header.correlation_id, &reply, &[]).await;
+    }
+
+    pub async fn one_way<M: OneWay>(&self, message: &M, attachment: &[u8]) {
+        self.send(M::API, FLAG_ONE_WAY, CorrelationId(0), message, attachment).await;
+    }
+
+    /// Cuts the connection after what was sent.
+    pub async fn cut(&self) {
+        let _ = self.out.send(None).await;
+    }
+}
+
+async fn serve(shared: Arc<Shared>, stream: DuplexStream) {
+    let number = shared.connections.fetch_add(1, Ordering::SeqCst);
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    let (out, mut queue) = mpsc::channel::<Option<BytesMut>>(1024);
+    let wire = Wire { number, out };
+    shared.links.lock().insert(number, wire.clone());
+    let cut = Arc::new(tokio::sync::Notify::new());
+    let over = Arc::clone(&cut);
+    tokio::spawn(async move {
+        while let Some(Some(bytes)) = queue.recv().await {
+            if writer.write_all(&bytes).await.is_err() {
+                break;
+            }
+        }
+        over.notify_one();
+    });
+    let mut buffer = BytesMut::new();
+    loop {
+        while let Some(frame) = Splitter::default().next(&mut buffer).unwrap() {
+            handle(&shared, &wire, frame).await;
+        }
+        loop {
+            let again = shared.read_again.notified();
+            if shared.behaviour.lock().read {
+                break;
+            }
+            tokio::select! {
+                () = again => {}
+                () = cut.notified() => return,
+            }
+        }
+        buffer.reserve(4096);
+        tokio::select! {
+            read = reader.read_buf(&mut buffer) => if !matches!(read, Ok(1..)) { return },
+            // Both halves go, and the client sees the end of the link.
+            () = cut.notified() => return,
+        }
+    }
+}
+
+async fn handle(shared: &Shared, wire: &Wire, frame: Frame) {
+    let behaviour = shared.behaviour.lock().clone();
+    match frame.header.api {
+        ApiKey::HANDSHAKE => {
+            let reply = HandshakeReply {
+                version: 1,
+                node_id: 1,
+                produce_window: behaviour.produce_window,
+                max_in_flight: behaviour.max_in_flight,
+                idle_timeout_ms: behaviour.idle_timeout_ms,
+                ..HandshakeReply::default()
+            };
+            if behaviour.answer_handshakes {
+                wire.reply::<HandshakeRequest>(&frame, &reply).await;
+            }
+        }
+        ApiKey::PING if behaviour.answer_pings => wire.reply::<PingRequest>(&frame, &PingReply {}).await,
+        ApiKey::PING => {}
+        ApiKey::METADATA => {
+            wire.reply::<MetadataRequest>(&frame, &metadata(&frame.decode_body().unwrap(), &behaviour)).await;
+        }
+        ApiKey::LIST_OFFSETS => {
+            let request = frame.decode_body::<ListOffsetsRequest>().unwrap();
+            let offset = |position: i32| match Position::try_from(position) {
+                Ok(Position::Earliest) => behaviour.earliest,
+                _ => behaviour.latest,
+            };
+            let result = |query: &highwater_protocol::messages::OffsetQuery| OffsetResult {
+                offset: offset(query.position),
+                timestamp_ms: -1,
+                ..OffsetResult::default()
+            };
+            let reply = ListOffsetsReply { results: request.queries.iter().map(result).collect() };
+            wire.reply::<ListOffsetsRequest>(&frame, &reply).await;
+        }
+        _ => {
+            let _ = shared.incoming.send(Incoming { wire: wire.clone(), frame }).await;
+        }
+    }
+}
+
+fn metadata(request: &MetadataRequest, behaviour: &Behaviour) -> MetadataReply {
+    let broker = BrokerInfo { node_id: 1, address: String::from(ADDRESS), rack: String::new() };
+    let partition =
+        |partition| PartitionInfo { partition, leader: 1, leader_epoch: 1, ..PartitionInfo::default() };
+    let topic = |name: &String| match behaviour.topic_id.filter(|_| name == TOPIC) {
+        Some(topic_id) => TopicInfo {
+            name: name.clone(),
+            topic_id: Some(topic_id.into()),
+            partitions: (0..behaviour.partitions).map(partition).collect(),
+            ..TopicInfo::default()
+        },
+        None => {
+            TopicInfo { error: ErrorCode::UnknownTopic.code(), name: name.clone(), ..TopicInfo::default() }
+        }
+    };
+    MetadataReply {
+        version: 1,
+        brokers: vec![broker],
+        topics: request.names.iter().map(topic).collect(),
+        ..MetadataReply::default()
+    }
+}
+
+/// A batch as a leader has it in its log.
+pub fn batch(partition: u32, base_offset: u64, values: &[&str]) -> Bytes {
+    let mut builder = BatchBuilder::with_capacity(256);
+    for value in values {
+        builder.push(1000, None, Some(value.as_bytes()), &[]);
+    }
+    let bytes = builder.build(place(partition), Compression::None).unwrap();
+    let header = BatchHeader::decode(&bytes).unwrap();
+    let stamp = LeaderStamp {
+        base_offset: Offset(base_offset),
+        leader_epoch: LeaderEpoch(1),
+        append_time: 1,
+        ..LeaderStamp::default()
+    };
+    let mut stamped = header.stamped(stamp, place(partition)).to_vec();
+    stamped.extend_from_slice(&bytes[stamped.len()..]);
+    Bytes::from(stamped)
+}
