@@ -8,6 +8,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use highwater_broker_core::time::{Mono, Wall};
 
 use crate::storage::file_system::FileSystem;
+use crate::storage::real::RealFileSystem;
 
 /// What a broker gets from outside. Sockets are not in here: a broker serves any byte stream.
 #[derive(Debug, Clone)]
@@ -18,6 +19,18 @@ pub struct Env {
     pub clock: Arc<dyn Clock>,
     /// Where new ids come from.
     pub random: Arc<dyn Random>,
+}
+
+impl Env {
+    /// The machine itself.
+    #[must_use]
+    pub fn real() -> Self {
+        Self {
+            file_system: Arc::new(RealFileSystem::default()),
+            clock: Arc::new(SystemClock::default()),
+            random: Arc::new(SystemRandom),
+        }
+    }
 }
 
 /// Two clocks: one for durations, one for people.

@@ -1,6 +1,18 @@
 //! The shells around the broker's pure core.
 
+mod api;
+mod broker;
 pub mod config;
+mod controller;
 pub mod env;
+mod io_thread;
 pub mod observe;
+mod partition;
+mod port_file;
+mod run;
+mod server;
 pub mod storage;
+mod upkeep;
+
+pub use broker::{Broker, ShutdownError, StartError};
+pub use run::{RunError, run};

@@ -230,10 +230,11 @@ impl Subscriptions {
         self.robin.sent(id, bytes);
         self.robin.rest(id);
         let Some(subscription) = self.live.get_mut(&id) else { return };
+        let stood_still = bytes == 0 && subscription.seen_watermark == high_watermark;
         subscription.pushed += bytes as u64;
         subscription.next = next;
         subscription.seen_watermark = high_watermark;
-        if bytes == 0 && subscription.credit_left() == 0 {
+        if stood_still || (bytes == 0 && subscription.credit_left() == 0) {
             let until = now.after(WATERMARK_PAUSE);
             subscription.phase = Phase::Paused(until);
             self.pauses.insert((until, id));

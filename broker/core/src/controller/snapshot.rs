@@ -1,10 +1,10 @@
 //! The image as bytes, for the small file that holds it until the controller's log does.
 //!
 //! ```text
-//! magic u32 "HWTI" | format u16 | version u64 | cluster_id 16 bytes | topic_count u32 | topics
+//! envelope "HWTI" around: version u64 | cluster_id 16 bytes | topic_count u32 | topics
 //! topic: id 16 bytes | name | replication u32 | created_at_us i64 | override_count u32 | (name | value)… |
 //!        partition_count u32 | partitions          partition: replica_count u32 | node u32 … | durability text
-//! text: length u32 | bytes                         — little-endian; the file that holds it adds the checksum
+//! text: length u32 | bytes                         — little-endian
 //! ```
 
 use std::collections::BTreeMap;
@@ -14,8 +14,9 @@ use highwater_protocol::ids::{ClusterId, NodeId, TopicId};
 
 use super::image::{ClusterImage, Defaults, Partition, Topic};
 use super::topic_config::{InvalidSetting, TopicConfig};
+use crate::log::envelope::{self, FormatError};
 
-const MAGIC: u32 = u32::from_le_bytes(*b"HWTI");
+const MAGIC: [u8; 4] = *b"HWTI";
 const FORMAT: u16 = 1;
 
 /// Bytes of one text in a snapshot. Names and settings are far shorter.
@@ -24,14 +25,9 @@ const TEXT_BYTES_MAX: usize = 64 << 10;
 /// Why bytes are not an image.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SnapshotError {
-    /// The first bytes are not those of an image.
-    #[error("the topics file starts with {0:#010x}, not with its magic")]
-    Magic(u32),
-    /// Written by a newer version.
-    #[error(
-        "the topics file has format {0}, this broker reads format {FORMAT}: use the newer broker that wrote it"
-    )]
-    Format(u16),
+    /// Not such a file, of a newer version, or damaged.
+    #[error("the topics file is bad: {0}")]
+    Format(#[from] FormatError),
     /// The bytes end early or contradict themselves.
     #[error("the topics file is damaged: {0}")]
     Damaged(&'static str),
@@ -49,8 +45,6 @@ pub enum SnapshotError {
 #[must_use]
 pub fn encode(image: &ClusterImage) -> Vec<u8> {
     let mut out = Vec::new();
-    out.put_u32_le(MAGIC);
-    out.put_u16_le(FORMAT);
     out.put_u64_le(image.version);
     out.put_slice(&image.cluster_id.to_bytes());
     out.put_u32_le(image.topics().count() as u32);
@@ -73,7 +67,7 @@ pub fn encode(image: &ClusterImage) -> Vec<u8> {
             put_text(&mut out, &partition.durability_effective.to_string());
         }
     }
-    out
+    envelope::wrap(MAGIC, FORMAT, &out)
 }
 
 /// Decodes an image. `brokers` and `defaults` are the broker's own: they are configuration, not metadata.
@@ -81,19 +75,12 @@ pub fn encode(image: &ClusterImage) -> Vec<u8> {
 /// # Errors
 /// When the bytes are not a whole image that this version understands.
 pub fn decode(
-    mut bytes: &[u8],
+    bytes: &[u8],
     brokers: Vec<NodeId>,
     defaults: &Defaults,
 ) -> Result<ClusterImage, SnapshotError> {
-    let input = &mut bytes;
-    let magic = take_u32(input)?;
-    if magic != MAGIC {
-        return Err(SnapshotError::Magic(magic));
-    }
-    let format = input.try_get_u16_le().map_err(|_| SHORT)?;
-    if format != FORMAT {
-        return Err(SnapshotError::Format(format));
-    }
+    let (_format, mut payload) = envelope::unwrap(MAGIC, FORMAT, bytes)?;
+    let input = &mut payload;
     let version = input.try_get_u64_le().map_err(|_| SHORT)?;
     let mut image = ClusterImage::empty(ClusterId::from_bytes(take_id(input)?), brokers);
     image.version = version;
@@ -200,22 +187,39 @@ mod tests {
         for at in 0..bytes.len() {
             let mut changed = bytes.clone();
             changed[at] ^= 0xff;
-            let _any_result_will_do = decode(&changed, vec![], &Defaults::default());
+            assert!(decode(&changed, vec![], &Defaults::default()).is_err(), "changed at {at}");
         }
-        let mut longer = bytes;
+    }
+
+    #[test]
+    fn a_payload_that_contradicts_itself_never_panics() {
+        let (_, payload) =
+            envelope::unwrap(MAGIC, FORMAT, &encode(&image())).map(|(v, p)| (v, p.to_vec())).unwrap();
+        for at in 0..payload.len() {
+            let mut changed = payload.clone();
+            changed[at] ^= 0xff;
+            let _any_result_will_do =
+                decode(&envelope::wrap(MAGIC, FORMAT, &changed), vec![], &Defaults::default());
+        }
+        let mut longer = payload;
         longer.push(0);
         assert_eq!(
-            decode(&longer, vec![], &Defaults::default()),
+            decode(&envelope::wrap(MAGIC, FORMAT, &longer), vec![], &Defaults::default()),
             Err(SnapshotError::Damaged("bytes after its end"))
         );
     }
 
     #[test]
     fn another_format_is_named() {
-        let mut bytes = encode(&image());
-        bytes[4] = 9;
-        assert_eq!(decode(&bytes, vec![], &Defaults::default()), Err(SnapshotError::Format(9)));
-        bytes[0] = 0;
-        assert!(matches!(decode(&bytes, vec![], &Defaults::default()), Err(SnapshotError::Magic(_))));
+        let newer = envelope::wrap(MAGIC, FORMAT + 1, &[]);
+        assert_eq!(
+            decode(&newer, vec![], &Defaults::default()),
+            Err(SnapshotError::Format(FormatError::Version(FORMAT + 1)))
+        );
+        let other = envelope::wrap(*b"HWXX", FORMAT, &[]);
+        assert!(matches!(
+            decode(&other, vec![], &Defaults::default()),
+            Err(SnapshotError::Format(FormatError::Magic(_)))
+        ));
     }
 }

@@ -269,6 +269,12 @@ impl Replica {
         self.high_watermark
     }
 
+    /// How many replicas the partition has.
+    #[must_use]
+    pub const fn replication(&self) -> u32 {
+        self.replication
+    }
+
     /// Its own ends.
     #[must_use]
     pub const fn ends(&self) -> Ends {

@@ -1,0 +1,164 @@
+//! Making, describing, changing and removing topics.
+
+use highwater_broker_core::controller::command::{Command, Reply};
+use highwater_broker_core::controller::image::Topic;
+use highwater_broker_core::controller::topic_config::TopicConfig;
+use highwater_protocol::error_code::ErrorCode;
+use highwater_protocol::ids::{TopicId, TopicPartition};
+use highwater_protocol::messages::{
+    AlterTopicReply, AlterTopicRequest, ConfigEntry, ConfigSource, CorruptRange, CreateTopicReply,
+    CreateTopicRequest, DeleteTopicReply, DeleteTopicRequest, DescribeTopicsReply, DescribeTopicsRequest,
+    PartitionDescription, TopicDescription,
+};
+
+use super::ApiError;
+use super::metadata::partition_info;
+use crate::server::Node;
+use crate::server::principal::{Operation, Principal};
+
+/// Returns when the topic is on stable storage and its partitions accept batches.
+pub(crate) async fn create(
+    node: &Node,
+    principal: &Principal,
+    request: CreateTopicRequest,
+) -> Result<CreateTopicReply, ApiError> {
+    principal.authorise(Operation::Administer)?;
+    let command = Command::CreateTopic {
+        topic_id: TopicId(node.random.next_u128()),
+        name: request.name,
+        partitions: request.partitions,
+        replication: request.replication,
+        config: request.config,
+        created_at_us: node.clock.wall().0,
+    };
+    let reply = node.controller.propose(command, request.validate_only).await?;
+    let Reply::Created { topic_id, partitions, replication } = reply else { return Err(odd(&reply)) };
+    if request.validate_only {
+        return Ok(CreateTopicReply { topic_id: None, partitions, replication });
+    }
+    node.partitions.wait_open(topic_id, partitions).await?;
+    Ok(CreateTopicReply { topic_id: Some(topic_id.into()), partitions, replication })
+}
+
+/// Returns when the change is on stable storage and new partitions accept batches.
+pub(crate) async fn alter(
+    node: &Node,
+    principal: &Principal,
+    request: AlterTopicRequest,
+) -> Result<AlterTopicReply, ApiError> {
+    principal.authorise(Operation::Administer)?;
+    let name = request.name.clone();
+    let command = Command::AlterTopic {
+        name: request.name,
+        set: request.set,
+        unset: request.unset,
+        partitions: request.partitions,
+    };
+    let reply = node.controller.propose(command, request.validate_only).await?;
+    let Reply::Altered { partitions } = reply else { return Err(odd(&reply)) };
+    if !request.validate_only
+        && let Some(topic) = node.controller.image().topic_named(&name)
+    {
+        node.partitions.wait_open(topic.id, partitions).await?;
+    }
+    Ok(AlterTopicReply { partitions })
+}
+
+/// Returns when the topic is gone and its files are in the trash.
+pub(crate) async fn delete(
+    node: &Node,
+    principal: &Principal,
+    request: DeleteTopicRequest,
+) -> Result<DeleteTopicReply, ApiError> {
+    principal.authorise(Operation::Administer)?;
+    let command = Command::DeleteTopic { name: request.name, topic_id: request.topic_id.map(TopicId::from) };
+    let reply = node.controller.propose(command, false).await?;
+    let Reply::Deleted { topic_id } = reply else { return Err(odd(&reply)) };
+    node.partitions.wait_gone(topic_id).await;
+    Ok(DeleteTopicReply {})
+}
+
+pub(crate) fn describe(
+    node: &Node,
+    principal: &Principal,
+    request: &DescribeTopicsRequest,
+) -> Result<DescribeTopicsReply, ApiError> {
+    principal.authorise(Operation::Describe)?;
+    let image = node.controller.image();
+    let describe = |topic: &Topic| description(node, topic, request.summary);
+    let topics = if request.names.is_empty() {
+        image.topics().map(|topic| describe(topic)).collect()
+    } else {
+        let named = |name: &String| match image.topic_named(name) {
+            Some(topic) => describe(topic),
+            None => TopicDescription {
+                error: ErrorCode::UnknownTopic.code(),
+                name: name.clone(),
+                ..TopicDescription::default()
+            },
+        };
+        request.names.iter().map(named).collect()
+    };
+    Ok(DescribeTopicsReply { topics })
+}
+
+fn description(node: &Node, topic: &Topic, summary: bool) -> TopicDescription {
+    let entry = |name: &&str| ConfigEntry {
+        name: (*name).to_owned(),
+        value: topic.config.get(name).unwrap_or_default(),
+        source: if topic.overrides.contains_key(*name) { ConfigSource::Topic } else { ConfigSource::Default }
+            .into(),
+    };
+    TopicDescription {
+        error: ErrorCode::None.code(),
+        name: topic.name.clone(),
+        topic_id: Some(topic.id.into()),
+        replication: topic.replication,
+        partition_count: topic.partitions.len() as u32,
+        config: TopicConfig::NAMES.iter().map(entry).collect(),
+        partitions: if summary {
+            Vec::new()
+        } else {
+            topic.partition_ids().map(|partition| partition_description(node, topic, partition)).collect()
+        },
+        created_at_us: topic.created_at_us,
+    }
+}
+
+fn partition_description(node: &Node, topic: &Topic, partition: TopicPartition) -> PartitionDescription {
+    let info = Some(partition_info(node, topic, partition.partition.get()));
+    let status = match node.partitions.find(partition) {
+        Ok(handle) => handle.status(),
+        Err(error) => {
+            return PartitionDescription {
+                error: error.code.code(),
+                info,
+                state: "offline".to_owned(),
+                ..PartitionDescription::default()
+            };
+        }
+    };
+    let state = if status.state == "online" && node.is_read_only() { "read_only" } else { status.state };
+    PartitionDescription {
+        error: ErrorCode::None.code(),
+        info,
+        log_start: status.log_start.get(),
+        log_end: status.log_end.get(),
+        flushed_end: status.flushed_end.get(),
+        high_watermark: status.high_watermark.get(),
+        bytes: status.bytes,
+        segments: status.segments,
+        durability: status.durability.to_string(),
+        state: state.to_owned(),
+        corrupt: status
+            .corrupt
+            .iter()
+            .map(|(start, end)| CorruptRange { start: start.get(), end: end.get() })
+            .collect(),
+    }
+}
+
+/// The command machine answers every command in kind; anything else is a defect.
+fn odd(reply: &Reply) -> ApiError {
+    ApiError::new(ErrorCode::Internal, format!("the controller answered {reply:?}"))
+}

@@ -1,0 +1,409 @@
+//! The composition root: what a broker is made of, in which order it comes up, and in which order it goes down.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use highwater_broker_core::controller::image::{ClusterImage, Defaults};
+use highwater_broker_core::controller::snapshot::{self, SnapshotError};
+use highwater_broker_core::quota::Budget;
+use highwater_protocol::ids::{ClusterId, DirectoryId, LeaderEpoch, NodeId};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{error, info, warn};
+
+use crate::config::Config;
+use crate::controller::service::{ControllerHandle, ControllerService, TOPICS_STATE};
+use crate::env::Env;
+use crate::io_thread;
+use crate::observe::health::Health;
+use crate::observe::http;
+use crate::observe::metrics::Metrics;
+use crate::partition::manager::{Manager, Partitions, Services, start_epoch};
+use crate::port_file;
+use crate::server::connection::serve;
+use crate::server::listener::listen;
+use crate::server::{Limits, Node, NodeParts};
+use crate::storage::config::StoreConfig;
+use crate::storage::error::Error as StorageError;
+use crate::storage::file_system::FileSystem;
+use crate::storage::store::{DiskState, Store};
+use crate::upkeep;
+
+/// Bytes of one log's tail that are kept in memory while somebody follows it.
+const LOG_TAIL_BYTES_MAX: u64 = 4 << 20;
+
+/// A broker that runs in this process. Nothing of it is global: a process can have several.
+///
+/// Dropped without [`Broker::shutdown`] it stops as a crash would stop it, apart from what the operating system still
+/// writes: nothing acknowledged is lost, and the next start recovers.
+#[derive(Debug)]
+pub struct Broker {
+    node: Arc<Node>,
+    health: Arc<Health>,
+    store: Arc<Store>,
+    services: Arc<Services>,
+    file_system: Arc<dyn FileSystem>,
+    address: SocketAddr,
+    http_address: Option<SocketAddr>,
+    drain_timeout: Duration,
+    connections: TaskTracker,
+    /// Stops accepting.
+    stop_listening: CancellationToken,
+    /// Stops partitions, controller and upkeep.
+    stop: CancellationToken,
+    /// Stops the HTTP port, last.
+    stop_http: CancellationToken,
+    /// Every partition is closed.
+    drained: CancellationToken,
+}
+
+/// Why a broker did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// An address cannot be listened on.
+    #[error("listen on {address}: {source}; choose another address with --{setting}")]
+    Listen {
+        /// The setting that names it.
+        setting: &'static str,
+        /// As configured.
+        address: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The data directory cannot be used.
+    #[error("open data directory {}: {source}", .path.display())]
+    Store {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: StorageError,
+    },
+    /// The file with the topics cannot be used. Data is never given up for that.
+    #[error("read the topics of data directory {}: {source}; restore state/{TOPICS_STATE} from a copy", .path.display())]
+    Topics {
+        /// The data directory.
+        path: PathBuf,
+        /// Why.
+        source: SnapshotError,
+    },
+    /// The file with the bound addresses cannot be written.
+    #[error("write the port file {}: {source}", .path.display())]
+    PortFile {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The threads that do I/O are gone.
+    #[error("the I/O threads ended")]
+    IoThreads,
+}
+
+/// Why a broker did not stop in order. Nothing acknowledged is lost; the next start recovers as after a crash.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ShutdownError {
+    /// Work was still under way when the time was up.
+    #[error("{what} were not done within {limit:?}")]
+    TooLate {
+        /// What was not done.
+        what: &'static str,
+        /// The time there was.
+        limit: Duration,
+    },
+    /// The clean marker could not be written.
+    #[error("close the data directory: {0}")]
+    Store(#[from] StorageError),
+}
+
+impl Broker {
+    /// Starts a broker. When this returns, it accepts connections and every partition is recovered.
+    ///
+    /// # Errors
+    /// Says what cannot be used, and what to do.
+    pub async fn start(config: Config, env: Env) -> Result<Self, StartError> {
+        let health = Arc::new(Health::starting());
+        let metrics = Arc::new(Metrics::new());
+        let (stop, stop_http) = (CancellationToken::new(), CancellationToken::new());
+        let background = TaskTracker::new();
+
+        // Taken first, so that an address in use is known before anything on the disk is touched.
+        let (listener, address) = bind("listen", &config.listen).await?;
+        let http_address = match &config.http {
+            None => None,
+            Some(address) => {
+                let (listener, address) = bind("http", address).await?;
+                let served =
+                    http::serve(listener, Arc::clone(&health), Arc::clone(&metrics), stop_http.clone());
+                background.spawn(async move {
+                    if let Err(error) = served.await {
+                        warn!(%error, "the HTTP port has failed");
+                    }
+                });
+                Some(address)
+            }
+        };
+
+        let state = open_store(&config, &env).await?;
+        let store = Arc::clone(&state.store);
+        let (controller, handle) = ControllerService::new(
+            state.image,
+            state.defaults,
+            Arc::clone(&store),
+            Arc::clone(&env.file_system),
+        );
+        background.spawn(controller.run(stop.clone()));
+        let services = Arc::new(Services::new(
+            config.node_id,
+            &env,
+            Arc::clone(&store),
+            Arc::clone(&metrics),
+            handle.clone(),
+            state.epoch,
+            stop.clone(),
+        ));
+        let partitions = Arc::new(Partitions::default());
+        let mut manager = Manager::new(Arc::clone(&services), Arc::clone(&partitions), state.epoch);
+        manager.open_all().await;
+        let drained = CancellationToken::new();
+        background.spawn(manager.run(stop.clone(), drained.clone()));
+
+        let node = Arc::new(node(&config, &env, address, handle, partitions, metrics));
+        upkeep::start(&node, &health, &store, &env.file_system, &background, &stop);
+        let (connections, stop_listening) = (TaskTracker::new(), CancellationToken::new());
+        background.spawn(listen(Arc::clone(&node), listener, connections.clone(), stop_listening.clone()));
+        health.clear(Health::STARTING);
+        if let Some(path) = &config.port_file {
+            port_file::write(path, address, http_address)
+                .map_err(|source| StartError::PortFile { path: path.clone(), source })?;
+        }
+        info!(
+            node_id = config.node_id.get(), %address, http = ?http_address, data_dir = %config.data_dir.display(),
+            epoch = state.epoch.get(), "ready"
+        );
+        Ok(Self {
+            node,
+            health,
+            store,
+            services,
+            file_system: env.file_system,
+            address,
+            http_address,
+            drain_timeout: config.drain_timeout,
+            connections,
+            stop_listening,
+            stop,
+            stop_http,
+            drained,
+        })
+    }
+
+    /// Where clients connect.
+    #[must_use]
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where health and metrics are served.
+    #[must_use]
+    pub const fn http_address(&self) -> Option<SocketAddr> {
+        self.http_address
+    }
+
+    /// Whether the broker is ready, and if not, why.
+    #[must_use]
+    pub fn health(&self) -> &Health {
+        &self.health
+    }
+
+    /// What the broker counts.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.node.metrics
+    }
+
+    /// Serves a connection over any stream of bytes, in a task of its own.
+    pub fn serve<S>(&self, stream: S)
+    where
+        S: AsyncRead + AsyncWrite + Send + 'static,
+    {
+        let (reader, writer) = tokio::io::split(stream);
+        self.connections.spawn(serve(Arc::clone(&self.node), reader, writer, "in memory".to_owned()));
+    }
+
+    /// Stops in order: accepts nothing new, finishes what is under way, flushes, and marks the data directory clean.
+    ///
+    /// # Errors
+    /// When that does not work within the drain timeout. Nothing acknowledged is lost then; the next start recovers.
+    pub async fn shutdown(self) -> Result<(), ShutdownError> {
+        let limit = self.drain_timeout;
+        let deadline = tokio::time::Instant::now() + limit;
+        info!("shutting down");
+        self.health.obstruct(Health::STOPPING, "shutting down".to_owned());
+        self.stop_listening.cancel();
+        self.node.draining.cancel();
+        self.connections.close();
+        let connections = tokio::time::timeout_at(deadline, self.connections.wait()).await;
+        if connections.is_err() {
+            warn!(connections = self.connections.len(), "connections did not end in time and are cut");
+        }
+        self.stop.cancel();
+        // Partitions are worth waiting for even if connections took all the time: a flush takes milliseconds.
+        let deadline = deadline.max(tokio::time::Instant::now() + limit / 4);
+        let drained = tokio::time::timeout_at(deadline, self.drained.cancelled()).await;
+        let closed = if drained.is_ok() {
+            let (store, logs) = (Arc::clone(&self.store), self.services.take_closed());
+            io_thread::run(&*self.file_system, move || store.close(&logs)).await
+        } else {
+            None
+        };
+        self.stop_http.cancel();
+        match (drained, closed) {
+            (Err(_), _) => Err(ShutdownError::TooLate { what: "partitions", limit }),
+            (Ok(()), Some(closed)) => {
+                closed?;
+                info!("stopped, everything is flushed");
+                Ok(())
+            }
+            (Ok(()), None) => Err(ShutdownError::TooLate { what: "the last writes", limit }),
+        }
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        self.stop_listening.cancel();
+        self.node.draining.cancel();
+        self.stop.cancel();
+        self.stop_http.cancel();
+    }
+}
+
+/// What is on the disk when a broker starts.
+struct State {
+    store: Arc<Store>,
+    image: ClusterImage,
+    defaults: Defaults,
+    epoch: LeaderEpoch,
+}
+
+async fn open_store(config: &Config, env: &Env) -> Result<State, StartError> {
+    let (config, file_system) = (config.clone(), Arc::clone(&env.file_system));
+    let new_directory = DirectoryId(env.random.next_u128());
+    let new_cluster = ClusterId(env.random.next_u128());
+    io_thread::run(&*env.file_system, move || read_state(&config, file_system, new_directory, new_cluster))
+        .await
+        .ok_or(StartError::IoThreads)?
+}
+
+fn read_state(
+    config: &Config,
+    file_system: Arc<dyn FileSystem>,
+    new_directory: DirectoryId,
+    new_cluster: ClusterId,
+) -> Result<State, StartError> {
+    let path = &config.data_dir;
+    let failed = |source| StartError::Store { path: path.clone(), source };
+    let store_config = StoreConfig {
+        open_files_max: config.open_files_max,
+        disk_reserve_bytes: config.disk_reserve,
+        tail_bytes_max: config.tail_memory,
+        log_tail_bytes_max: LOG_TAIL_BYTES_MAX.min(config.tail_memory),
+    };
+    let (store, report) = Store::open(file_system, path, store_config, new_directory).map_err(failed)?;
+    info!(
+        directory_id = %store.directory_id(), formatted = report.formatted, clean = report.boot.clean,
+        same_kernel = report.boot.same_kernel, "data directory opened"
+    );
+    for stranger in &report.strangers {
+        warn!(name = stranger, "something in the data directory is none of ours; it is left alone");
+    }
+    let defaults = Defaults {
+        config: config.topic_defaults.clone(),
+        partitions: config.default_partitions,
+        replication: 1,
+    };
+    let brokers = vec![config.node_id];
+    let image = read_image(&store, brokers, &defaults, new_cluster, path)?;
+    let epoch = start_epoch(&store).map_err(failed)?;
+    Ok(State { store, image, defaults, epoch })
+}
+
+fn read_image(
+    store: &Store,
+    brokers: Vec<NodeId>,
+    defaults: &Defaults,
+    new_cluster: ClusterId,
+    path: &std::path::Path,
+) -> Result<ClusterImage, StartError> {
+    let failed = |source| StartError::Store { path: path.to_owned(), source };
+    if let Some(bytes) = store.read_state(TOPICS_STATE).map_err(failed)? {
+        return snapshot::decode(&bytes, brokers, defaults)
+            .map_err(|source| StartError::Topics { path: path.to_owned(), source });
+    }
+    let image = ClusterImage::empty(new_cluster, brokers);
+    store.write_state(TOPICS_STATE, &snapshot::encode(&image)).map_err(failed)?;
+    info!(cluster_id = %image.cluster_id, "a new cluster of one");
+    Ok(image)
+}
+
+fn node(
+    config: &Config,
+    env: &Env,
+    address: SocketAddr,
+    controller: ControllerHandle,
+    partitions: Arc<Partitions>,
+    metrics: Arc<Metrics>,
+) -> Node {
+    let budget = Budget::new(config.produce_budget, config.connections_max as u64, config.produce_window);
+    Node::new(NodeParts {
+        node_id: config.node_id,
+        advertised: config.advertise.clone().unwrap_or_else(|| address.to_string()),
+        rack: config.rack.clone(),
+        limits: Limits {
+            connections_max: config.connections_max,
+            in_flight_max: config.in_flight_max,
+            subscriptions_max: config.subscriptions_max,
+            handshake_timeout: config.handshake_timeout,
+            idle_timeout: config.idle_timeout,
+        },
+        clock: Arc::clone(&env.clock),
+        random: Arc::clone(&env.random),
+        controller,
+        partitions,
+        metrics,
+        budget,
+    })
+}
+
+async fn bind(setting: &'static str, address: &str) -> Result<(TcpListener, SocketAddr), StartError> {
+    let failed = |source| StartError::Listen { setting, address: address.to_owned(), source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    Ok((listener, bound))
+}
+
+impl Broker {
+    /// Looks at the disk now instead of at the next round of upkeep. For tests that fill a disk.
+    pub async fn refresh_space(&self) -> bool {
+        let store = Arc::clone(&self.store);
+        let state = io_thread::run(&*self.file_system, move || store.refresh_space()).await;
+        let read_only = match state {
+            Some(Ok(state)) => state == DiskState::ReadOnly,
+            Some(Err(error)) => {
+                error!(%error, "the room on the disk could not be read");
+                true
+            }
+            None => true,
+        };
+        self.node.read_only.store(read_only, Ordering::Relaxed);
+        !read_only
+    }
+}

@@ -1,0 +1,375 @@
+//! How the rest of the broker talks to a partition: a cheap handle on its mailbox and on what it last told about itself.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use bytes::Bytes;
+use highwater_broker_core::controller::topic_config::TopicConfig;
+use highwater_broker_core::durability::Durability;
+use highwater_broker_core::time::{Mono, Wall};
+use highwater_protocol::batch::BatchHeader;
+use highwater_protocol::error_code::ErrorCode;
+use highwater_protocol::ids::{LeaderEpoch, NodeId, Offset, SubscriptionId, TopicPartition};
+use highwater_protocol::messages::{Acks, Isolation};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, oneshot};
+
+use super::ticket::Ticket;
+use crate::api::ApiError;
+use crate::server::outbox::Outbox;
+use crate::storage::read_plan::ReadPlan;
+use crate::storage::sink::{FlushOutcome, FlushSink};
+use crate::storage::time_plan::TimePlan;
+
+/// Batches that may wait for a partition. Their bytes are bounded by the produce windows.
+const QUEUED_BATCHES_MAX: usize = 16 << 10;
+
+/// A partition that this broker serves.
+#[derive(Debug, Clone)]
+pub(crate) struct PartitionHandle {
+    pub(super) shared: Arc<Shared>,
+}
+
+/// What a partition's task and its handles share: a mailbox and latest-value cells, never the state itself.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) partition: TopicPartition,
+    pub(super) topic: String,
+    pub(super) inbox: Mutex<Inbox>,
+    pub(super) flushed: Mutex<Option<FlushOutcome>>,
+    pub(super) status: Mutex<Status>,
+    pub(super) notify: Notify,
+    batch_bytes_max: AtomicU32,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Inbox {
+    commands: VecDeque<Command>,
+    batches: VecDeque<Produce>,
+    /// Why nothing is taken any more.
+    closed: Option<Closed>,
+}
+
+/// Why a partition takes nothing any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Closed {
+    /// Its topic was deleted.
+    Deleted,
+    /// The broker is shutting down.
+    ShuttingDown,
+}
+
+/// What a partition's task can be told.
+#[derive(Debug)]
+pub(super) enum Command {
+    Ask(Ask),
+    CancelAsk { connection: u64, id: SubscriptionId },
+    Read { from: Offset, bytes_max: usize, reply: oneshot::Sender<Result<Offer, ApiError>> },
+    PlanTime { timestamp_ms: i64, reply: oneshot::Sender<Result<TimePlan, ApiError>> },
+    Configure(Box<TopicConfig>, u32),
+    DurabilityRecorded(Durability),
+    Maintain(Wall),
+    Close { why: Closed, done: oneshot::Sender<()> },
+}
+
+/// A batch that was verified, on its way into the log.
+#[derive(Debug)]
+pub(super) struct Produce {
+    pub(super) batch: Bytes,
+    pub(super) header: BatchHeader,
+    pub(super) number: u64,
+    pub(super) lane: Arc<Lane>,
+    pub(super) acks: Acks,
+    pub(super) deadline: Mono,
+    pub(super) ticket: Ticket,
+}
+
+/// The order of one connection's batches in one partition: the number that is accepted next. Changed by the partition's
+/// task only.
+#[derive(Debug, Default)]
+pub(crate) struct Lane {
+    next: AtomicU64,
+}
+
+impl Lane {
+    pub(super) fn next(&self) -> u64 {
+        self.next.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn advance(&self) {
+        self.next.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// `number` was not appended after all: it is next again, if nothing before it is.
+    pub(super) fn rewind(&self, number: u64) {
+        self.next.fetch_min(number, Ordering::Relaxed);
+    }
+}
+
+/// A subscription's question for batches, which waits until there are some.
+#[derive(Debug)]
+pub(crate) struct Ask {
+    /// Whom to answer.
+    pub(crate) outbox: Arc<Outbox>,
+    /// For which subscription.
+    pub(crate) id: SubscriptionId,
+    /// The first offset wanted.
+    pub(crate) from: Offset,
+    /// Bytes wanted at most; 0: only to be told when the watermark moves.
+    pub(crate) bytes_max: usize,
+    /// The high watermark that the subscriber knows.
+    pub(crate) seen_watermark: Offset,
+    /// What the subscriber may see.
+    pub(crate) isolation: Isolation,
+}
+
+/// What a partition offers: where its watermarks are, and how to read what was asked for.
+#[derive(Debug)]
+pub(crate) struct Offer {
+    /// How to read the batches; `None` when only the watermark moved.
+    pub(crate) plan: Option<ReadPlan>,
+    /// The first offset that was asked for.
+    pub(crate) from: Offset,
+    /// The leader's epoch.
+    pub(crate) leader_epoch: LeaderEpoch,
+    /// Next offset that is not committed.
+    pub(crate) high_watermark: Offset,
+    /// First offset that can be read.
+    pub(crate) log_start: Offset,
+    /// Next offset to be written.
+    pub(crate) log_end: Offset,
+}
+
+/// What a partition last told about itself.
+#[derive(Debug, Clone)]
+pub(crate) struct Status {
+    pub(crate) leader_epoch: LeaderEpoch,
+    pub(crate) log_start: Offset,
+    pub(crate) log_end: Offset,
+    pub(crate) flushed_end: Offset,
+    pub(crate) high_watermark: Offset,
+    pub(crate) bytes: u64,
+    pub(crate) segments: u32,
+    pub(crate) durability: Durability,
+    pub(crate) in_sync: Vec<u32>,
+    /// `online`, `suspect`, `offline` or `read_only`.
+    pub(crate) state: &'static str,
+    /// Whether requests that need the end can be answered.
+    pub(crate) is_ready: bool,
+    /// Ranges that cannot be read.
+    pub(crate) corrupt: Vec<(Offset, Offset)>,
+}
+
+impl Status {
+    /// What is told before the log is open.
+    pub(super) fn opening(epoch: LeaderEpoch, node: NodeId, durability: Durability) -> Self {
+        Self {
+            leader_epoch: epoch,
+            log_start: Offset::ZERO,
+            log_end: Offset::ZERO,
+            flushed_end: Offset::ZERO,
+            high_watermark: Offset::ZERO,
+            bytes: 0,
+            segments: 0,
+            durability,
+            in_sync: vec![node.get()],
+            state: "offline",
+            is_ready: false,
+            corrupt: Vec::new(),
+        }
+    }
+}
+
+impl Closed {
+    /// What whoever asks is told.
+    pub(crate) fn error(self, partition: TopicPartition) -> ApiError {
+        match self {
+            Self::Deleted => ApiError::new(
+                ErrorCode::UnknownTopic,
+                format!("the topic of partition {partition} was deleted"),
+            ),
+            Self::ShuttingDown => ApiError::new(ErrorCode::ShuttingDown, "the broker is shutting down"),
+        }
+    }
+}
+
+impl Shared {
+    pub(super) fn new(
+        partition: TopicPartition,
+        topic: String,
+        batch_bytes_max: u32,
+        status: Status,
+    ) -> Self {
+        Self {
+            partition,
+            topic,
+            inbox: Mutex::default(),
+            flushed: Mutex::new(None),
+            status: Mutex::new(status),
+            notify: Notify::new(),
+            batch_bytes_max: AtomicU32::new(batch_bytes_max),
+        }
+    }
+
+    /// Takes what has queued up, into `batches` and `commands`, which must be empty.
+    pub(super) fn take(&self, batches: &mut VecDeque<Produce>, commands: &mut VecDeque<Command>) {
+        let mut inbox = self.inbox.lock();
+        std::mem::swap(&mut inbox.batches, batches);
+        std::mem::swap(&mut inbox.commands, commands);
+    }
+
+    /// Takes nothing any more.
+    pub(super) fn close(&self, why: Closed) {
+        self.inbox.lock().closed = Some(why);
+    }
+
+    pub(super) fn set_batch_bytes_max(&self, bytes: u32) {
+        self.batch_bytes_max.store(bytes, Ordering::Relaxed);
+    }
+
+    fn push(&self, command: Command) -> Result<(), (Closed, Command)> {
+        let mut inbox = self.inbox.lock();
+        if let Some(why) = inbox.closed {
+            return Err((why, command));
+        }
+        inbox.commands.push_back(command);
+        drop(inbox);
+        self.notify.notify_one();
+        Ok(())
+    }
+}
+
+impl FlushSink for Shared {
+    fn flush_done(&self, outcome: FlushOutcome) {
+        let mut cell = self.flushed.lock();
+        // Rounds may overlap and finish in any order; a failure must not be covered by a success.
+        let replaces = match (&*cell, &outcome) {
+            (None, _) => true,
+            (Some(FlushOutcome::Failed { .. }), _) => false,
+            (Some(_), FlushOutcome::Failed { .. }) => true,
+            (
+                Some(FlushOutcome::Flushed { log_generation, upto }),
+                FlushOutcome::Flushed { log_generation: new_generation, upto: new_upto },
+            ) => (*new_generation, *new_upto) > (*log_generation, *upto),
+        };
+        if replaces {
+            *cell = Some(outcome);
+        }
+        drop(cell);
+        self.notify.notify_one();
+    }
+}
+
+impl PartitionHandle {
+    /// Which partition this is.
+    pub(crate) fn partition(&self) -> TopicPartition {
+        self.shared.partition
+    }
+
+    /// The name of its topic.
+    pub(crate) fn topic(&self) -> &str {
+        &self.shared.topic
+    }
+
+    /// What the partition last told about itself.
+    pub(crate) fn status(&self) -> Status {
+        self.shared.status.lock().clone()
+    }
+
+    /// Why it takes nothing any more, if so.
+    pub(crate) fn closed(&self) -> Option<Closed> {
+        self.shared.inbox.lock().closed
+    }
+
+    /// Verifies a batch and leaves it for the partition, which answers `ticket` when what `acks` asks for has happened.
+    /// Never waits: a batch that cannot be taken is refused at once.
+    pub(crate) fn produce(
+        &self,
+        batch: Bytes,
+        number: u64,
+        lane: &Arc<Lane>,
+        acks: Acks,
+        deadline: Mono,
+        ticket: Ticket,
+    ) {
+        let limit = self.shared.batch_bytes_max.load(Ordering::Relaxed);
+        if batch.len() > limit as usize {
+            let text = format!(
+                "a batch of {} bytes is larger than the {limit} that topic '{}' allows (batch_bytes_max)",
+                batch.len(),
+                self.shared.topic
+            );
+            return ticket.refuse(ErrorCode::BatchTooLarge, text);
+        }
+        let header = match BatchHeader::decode_produced(&batch, self.shared.partition) {
+            Ok(header) => header,
+            Err(error) => return ticket.refuse(error.code(), error.to_string()),
+        };
+        let produce = Produce { batch, header, number, lane: Arc::clone(lane), acks, deadline, ticket };
+        let mut inbox = self.shared.inbox.lock();
+        let refusal = match inbox.closed {
+            Some(why) => Some(why.error(self.shared.partition)),
+            None if inbox.batches.len() >= QUEUED_BATCHES_MAX => Some(ApiError::new(
+                ErrorCode::Busy,
+                format!("partition {} has {QUEUED_BATCHES_MAX} batches queued", self.shared.partition),
+            )),
+            None => None,
+        };
+        if let Some(refusal) = refusal {
+            drop(inbox);
+            return produce.ticket.refuse(refusal.code, refusal.message);
+        }
+        inbox.batches.push_back(produce);
+        drop(inbox);
+        self.shared.notify.notify_one();
+    }
+
+    /// Leaves a subscription's question. The answer comes as an event of the connection's outbox.
+    pub(crate) fn ask(&self, ask: Ask) -> Result<(), Closed> {
+        self.shared.push(Command::Ask(ask)).map_err(|(why, _)| why)
+    }
+
+    /// Takes a subscription's question back.
+    pub(crate) fn cancel_ask(&self, connection: u64, id: SubscriptionId) {
+        // A closed partition has forgotten all questions already.
+        let _closed = self.shared.push(Command::CancelAsk { connection, id });
+    }
+
+    /// Plans one read of what is committed.
+    pub(crate) async fn plan_read(&self, from: Offset, bytes_max: usize) -> Result<Offer, ApiError> {
+        self.call(|reply| Command::Read { from, bytes_max, reply }).await?
+    }
+
+    /// Plans to find the first offset whose timestamp is at least `timestamp_ms`.
+    pub(crate) async fn plan_time(&self, timestamp_ms: i64) -> Result<TimePlan, ApiError> {
+        self.call(|reply| Command::PlanTime { timestamp_ms, reply }).await?
+    }
+
+    /// Gives the partition new settings.
+    pub(crate) fn configure(&self, config: TopicConfig, min_in_sync: u32) {
+        let _closed = self.shared.push(Command::Configure(Box::new(config), min_in_sync));
+    }
+
+    /// Tells the partition that this durability is recorded as holding.
+    pub(crate) fn durability_recorded(&self, durability: Durability) {
+        let _closed = self.shared.push(Command::DurabilityRecorded(durability));
+    }
+
+    /// Lets the partition roll old segments and let go of older ones.
+    pub(crate) fn maintain(&self, now: Wall) {
+        let _closed = self.shared.push(Command::Maintain(now));
+    }
+
+    /// Stops the partition: what is under way is finished, what comes later is refused. Returns when its log is closed.
+    pub(crate) async fn close(&self, why: Closed) {
+        let _closed_already = self.call(|done| Command::Close { why, done }).await;
+    }
+
+    async fn call<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, ApiError> {
+        let (sender, receiver) = oneshot::channel();
+        let partition = self.shared.partition;
+        self.shared.push(command(sender)).map_err(|(why, _)| why.error(partition))?;
+        receiver.await.map_err(|_| self.closed().unwrap_or(Closed::ShuttingDown).error(partition))
+    }
+}

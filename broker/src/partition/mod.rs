@@ -1,0 +1,9 @@
+//! Partitions: one owner task each, reached through handles.
+
+mod append;
+pub(crate) mod handle;
+pub(crate) mod manager;
+pub(crate) mod reads;
+pub(crate) mod ticket;
+mod waiters;
+pub(crate) mod worker;

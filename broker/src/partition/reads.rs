@@ -1,0 +1,212 @@
+//! Reads, planned by the owner of the log and carried out by whoever asked.
+
+use std::sync::Arc;
+
+use highwater_protocol::error_code::ErrorCode;
+use highwater_protocol::ids::Offset;
+use highwater_protocol::messages::{CorruptRange, Ended, Isolation};
+use tracing::warn;
+
+use super::handle::{Ask, Closed, Offer};
+use super::worker::Worker;
+use crate::api::ApiError;
+use crate::server::outbox::{Outbox, SubscriptionEvent};
+use crate::storage::error::ReadError;
+use crate::storage::time_plan::TimePlan;
+
+impl Worker {
+    /// Answers a subscription's question, or keeps it until there is an answer.
+    pub(super) fn answer_ask(&mut self, ask: Ask) {
+        if let Some(ask) = self.try_answer(ask) {
+            self.parked.insert((ask.outbox.id(), ask.id), ask);
+            self.want_tail();
+        }
+    }
+
+    /// Answers every question that can be answered by now.
+    pub(super) fn offer_to_parked(&mut self) {
+        if self.parked.is_empty() {
+            return;
+        }
+        let answerable: Vec<_> = self
+            .parked
+            .iter()
+            .filter(|(_, ask)| self.end_for(ask.isolation) > ask.from || self.watermark_moved(ask))
+            .map(|(key, _)| *key)
+            .collect();
+        for key in answerable {
+            if let Some(ask) = self.parked.remove(&key) {
+                self.answer_ask(ask);
+            }
+        }
+    }
+
+    /// After a verification the log may be shorter: who has read past its end has read what is gone.
+    pub(super) fn end_readers_past_the_end(&mut self) {
+        let log_end = self.log.log_end();
+        let past: Vec<_> =
+            self.parked.iter().filter(|(_, ask)| ask.from > log_end).map(|(key, _)| *key).collect();
+        for key in past {
+            if let Some(ask) = self.parked.remove(&key) {
+                let why =
+                    format!("the log of {} ends at {log_end} since it was verified", self.shared.partition);
+                self.end(&ask, ErrorCode::LogReset, why, None);
+            }
+        }
+    }
+
+    /// The partition stops: nobody is answered any more.
+    pub(super) fn end_all_readers(&mut self, why: Closed) {
+        let error = why.error(self.shared.partition);
+        for (_, ask) in std::mem::take(&mut self.parked) {
+            self.end(&ask, error.code, error.message.clone(), None);
+        }
+    }
+
+    /// Plans one read of what is committed.
+    pub(super) fn plan_read(&mut self, from: Offset, bytes_max: usize) -> Result<Offer, ApiError> {
+        self.check_readable(from)?;
+        let high_watermark = self.replica.high_watermark();
+        let plan = if from < high_watermark {
+            Some(self.log.plan_read(from, high_watermark, bytes_max).map_err(|error| read_error(&error))?)
+        } else {
+            None
+        };
+        Ok(self.offer(from, plan))
+    }
+
+    /// Plans to find an offset by time among what is committed.
+    pub(super) fn plan_time(&mut self, timestamp_ms: i64) -> Result<TimePlan, ApiError> {
+        if !self.replica.is_ready() {
+            return Err(self.not_ready());
+        }
+        Ok(self.log.plan_time(timestamp_ms, self.replica.high_watermark()))
+    }
+
+    /// The tail is kept in memory while somebody waits for it.
+    pub(super) fn want_tail(&mut self) {
+        self.log.set_tail_wanted(!self.parked.is_empty());
+    }
+
+    /// Answers, or gives the question back if there is nothing to say yet.
+    fn try_answer(&mut self, ask: Ask) -> Option<Ask> {
+        let end = self.end_for(ask.isolation);
+        // A suspect replica serves nothing; what was asked waits until it is verified.
+        if self.replica.reached(highwater_broker_core::replica::Condition::Committed(Offset::ZERO)).is_none()
+        {
+            return Some(ask);
+        }
+        let (log_start, log_end) = (self.log.log_start(), self.log.log_end());
+        if ask.from < log_start || ask.from > log_end {
+            let text =
+                format!("offset {} is not in the log, which goes from {log_start} to {log_end}", ask.from);
+            self.end(&ask, ErrorCode::OffsetOutOfRange, text, None);
+            return None;
+        }
+        if ask.from >= end || ask.bytes_max == 0 {
+            if !self.watermark_moved(&ask) {
+                return Some(ask);
+            }
+            let offer = self.offer(ask.from, None);
+            ask.outbox.event(SubscriptionEvent::Offered(ask.id, offer));
+            return None;
+        }
+        match self.log.plan_read(ask.from, end, ask.bytes_max) {
+            Ok(plan) => {
+                let offer = self.offer(ask.from, Some(plan));
+                ask.outbox.event(SubscriptionEvent::Offered(ask.id, offer));
+            }
+            Err(error) => self.end_for_error(&ask, &error),
+        }
+        None
+    }
+
+    fn end_for_error(&self, ask: &Ask, error: &ReadError) {
+        let corrupt = match error {
+            ReadError::CorruptRange { start, end } => {
+                Some(CorruptRange { start: start.get(), end: end.get() })
+            }
+            _ => None,
+        };
+        if corrupt.is_none() {
+            warn!(topic = self.shared.topic, partition = %self.shared.partition, %error, "read failed");
+        }
+        let error = read_error(error);
+        self.end(ask, error.code, error.message, corrupt);
+    }
+
+    fn end(&self, ask: &Ask, code: ErrorCode, message: String, corrupt: Option<CorruptRange>) {
+        end(
+            &ask.outbox,
+            Ended {
+                id: ask.id.get(),
+                code: code.code(),
+                message,
+                leader: self.services.node_id.get(),
+                log_start: self.log.log_start().get(),
+                log_end: self.log.log_end().get(),
+                divergence: None,
+                corrupt,
+            },
+        );
+    }
+
+    fn watermark_moved(&self, ask: &Ask) -> bool {
+        self.replica.high_watermark() > ask.seen_watermark
+    }
+
+    fn end_for(&self, isolation: Isolation) -> Offset {
+        match isolation {
+            // Without transactions everything committed is stable.
+            Isolation::Committed | Isolation::Stable => self.replica.high_watermark(),
+            Isolation::LogEnd => self.log.log_end(),
+        }
+    }
+
+    fn check_readable(&self, from: Offset) -> Result<(), ApiError> {
+        if !self.replica.is_ready() {
+            return Err(self.not_ready());
+        }
+        let (log_start, log_end) = (self.log.log_start(), self.log.log_end());
+        if from < log_start || from > log_end {
+            return Err(ApiError::new(
+                ErrorCode::OffsetOutOfRange,
+                format!("offset {from} is not in the log, which goes from {log_start} to {log_end}"),
+            ));
+        }
+        Ok(())
+    }
+
+    fn not_ready(&self) -> ApiError {
+        ApiError::new(
+            ErrorCode::LeaderNotReady,
+            format!("the leader of {} is not ready yet: it is verifying its log", self.shared.partition),
+        )
+    }
+
+    fn offer(&self, from: Offset, plan: Option<crate::storage::read_plan::ReadPlan>) -> Offer {
+        Offer {
+            plan,
+            from,
+            leader_epoch: self.replica.epoch(),
+            high_watermark: self.replica.high_watermark(),
+            log_start: self.log.log_start(),
+            log_end: self.log.log_end(),
+        }
+    }
+}
+
+fn end(outbox: &Arc<Outbox>, ended: Ended) {
+    outbox.event(SubscriptionEvent::Ended(Box::new(ended)));
+}
+
+/// What whoever reads is told.
+pub(crate) fn read_error(error: &ReadError) -> ApiError {
+    let code = match error {
+        ReadError::OutOfRange { .. } => ErrorCode::OffsetOutOfRange,
+        ReadError::CorruptRange { .. } => ErrorCode::CorruptRange,
+        ReadError::Suspect => ErrorCode::ReplicaSuspect,
+        _ => ErrorCode::StorageError,
+    };
+    ApiError::new(code, error.to_string())
+}

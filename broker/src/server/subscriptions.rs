@@ -1,0 +1,291 @@
+//! The subscriptions of a connection: the machine that decides, and what it decides about.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use highwater_broker_core::subscription::{Input, Output as Decision, Subscriptions};
+use highwater_broker_core::time::Mono;
+use highwater_protocol::api::ApiKey;
+use highwater_protocol::batch::BatchHeader;
+use highwater_protocol::error_code::ErrorCode;
+use highwater_protocol::frame::{FLAG_ONE_WAY, encode_frame_head};
+use highwater_protocol::ids::{CorrelationId, Offset, SubscriptionId};
+use highwater_protocol::messages::{CorruptRange, Credit, Ended, Isolation, Push};
+use tracing::{debug, warn};
+
+use super::Node;
+use super::outbox::{Outbox, SubscriptionEvent};
+use super::output::{Kind, Output};
+use crate::api::ApiError;
+use crate::api::subscribe::Granted;
+use crate::partition::handle::{Ask, Offer, PartitionHandle};
+use crate::partition::reads::read_error;
+use crate::storage::error::ReadError;
+
+/// Pushes are taken while fewer bytes than this wait for the socket.
+const OUTPUT_BYTES_LOW: usize = 256 << 10;
+
+/// The live subscriptions of one connection.
+#[derive(Debug)]
+pub(crate) struct Feeds {
+    node: Arc<Node>,
+    outbox: Arc<Outbox>,
+    machine: Subscriptions,
+    feeds: HashMap<SubscriptionId, Feed>,
+    decisions: Vec<Decision>,
+}
+
+#[derive(Debug)]
+struct Feed {
+    handle: PartitionHandle,
+    isolation: Isolation,
+    offered: Option<Offered>,
+}
+
+#[derive(Debug)]
+enum Offered {
+    /// Not read yet.
+    Plan(Offer),
+    /// Read on an I/O thread.
+    Read(ReadOutcome),
+}
+
+/// An offer whose batches have been read.
+#[derive(Debug)]
+pub(crate) struct ReadOutcome {
+    offer: Offer,
+    batches: Result<Vec<Bytes>, ReadError>,
+}
+
+impl Feeds {
+    pub(crate) fn new(node: Arc<Node>, outbox: Arc<Outbox>) -> Self {
+        Self { node, outbox, machine: Subscriptions::default(), feeds: HashMap::new(), decisions: Vec::new() }
+    }
+
+    /// Whether a subscription with this id may be opened.
+    pub(crate) fn check_id(&self, id: SubscriptionId) -> Result<(), ApiError> {
+        if !self.machine.may_open(id) {
+            return Err(ApiError::new(
+                ErrorCode::DuplicateSubscription,
+                format!(
+                    "subscription id {id} was used on this connection, or a greater one was: ids have to grow"
+                ),
+            ));
+        }
+        if self.machine.count() >= self.node.limits.subscriptions_max {
+            return Err(ApiError::new(
+                ErrorCode::TooManySubscriptions,
+                format!("a connection has at most {} subscriptions", self.node.limits.subscriptions_max),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Opens a subscription.
+    pub(crate) fn open(&mut self, id: SubscriptionId, granted: Granted, credit: u64) {
+        let Granted { handle, isolation, offset, reply } = granted;
+        self.feeds.insert(id, Feed { handle, isolation, offered: None });
+        self.node.metrics.subscriptions.inc();
+        let high_watermark = Offset(reply.high_watermark);
+        self.step(Input::Opened { id, offset, high_watermark, credit });
+    }
+
+    /// Raises a credit. One for a subscription that is over is ignored: it was on its way.
+    pub(crate) fn credit(&mut self, credit: Credit) {
+        self.step(Input::Credit { id: SubscriptionId(credit.id), limit: credit.limit });
+    }
+
+    /// Ends a subscription at its subscriber's wish.
+    pub(crate) fn unsubscribe(&mut self, id: SubscriptionId) -> Result<(), ApiError> {
+        let Some(feed) = self.close(id) else {
+            return Err(ApiError::new(
+                ErrorCode::UnknownSubscription,
+                format!("there is no subscription {id}"),
+            ));
+        };
+        feed.handle.cancel_ask(self.outbox.id(), id);
+        Ok(())
+    }
+
+    /// Ends all subscriptions without telling anybody: the connection closes.
+    pub(crate) fn close_all(&mut self) {
+        let ids: Vec<_> = self.feeds.keys().copied().collect();
+        for id in ids {
+            let _always_there = self.unsubscribe(id);
+        }
+    }
+
+    /// Takes in what happened elsewhere; what has to be told is added to `output`.
+    pub(crate) fn event(&mut self, event: SubscriptionEvent, output: &mut Output) {
+        let (id, offered) = match event {
+            SubscriptionEvent::Offered(id, offer) => (id, Offered::Plan(offer)),
+            SubscriptionEvent::Read(id, outcome) => (id, Offered::Read(*outcome)),
+            SubscriptionEvent::Ended(ended) => {
+                if self.close(SubscriptionId(ended.id)).is_some() {
+                    send(output, ApiKey::ENDED, &*ended, Vec::new());
+                }
+                return;
+            }
+        };
+        if let Some(feed) = self.feeds.get_mut(&id) {
+            feed.offered = Some(offered);
+            self.step(Input::Offered { id });
+        }
+    }
+
+    /// When [`Feeds::tick`] is due.
+    pub(crate) fn next_deadline(&self) -> Option<Mono> {
+        self.machine.next_deadline()
+    }
+
+    /// Lets subscriptions go on that have paused.
+    pub(crate) fn tick(&mut self) {
+        self.step(Input::Tick);
+    }
+
+    /// Takes offers, in turn, while the socket can take more.
+    pub(crate) fn pump(&mut self, output: &mut Output) {
+        while output.bytes() < OUTPUT_BYTES_LOW {
+            let Some(id) = self.machine.take() else { return };
+            let offered = self.feeds.get_mut(&id).and_then(|feed| feed.offered.take());
+            match offered {
+                Some(Offered::Plan(offer)) => self.take_plan(id, offer, output),
+                Some(Offered::Read(outcome)) => self.take_read(id, outcome, output),
+                None => debug!(%id, "a subscription without an offer was taken"),
+            }
+        }
+    }
+
+    fn take_plan(&mut self, id: SubscriptionId, mut offer: Offer, output: &mut Output) {
+        let ready = offer.plan.as_mut().map_or_else(|| Some(Ok(Vec::new())), |plan| plan.ready());
+        let Some(batches) = ready else { return self.read_elsewhere(id, offer) };
+        self.node.metrics.reads_hot.inc();
+        self.take_read(id, ReadOutcome { offer, batches }, output);
+    }
+
+    /// The bytes are not in memory: an I/O thread reads them, and nobody waits for it.
+    fn read_elsewhere(&self, id: SubscriptionId, mut offer: Offer) {
+        let Some(plan) = offer.plan.take() else { return };
+        self.node.metrics.reads_cold.inc();
+        let (outbox, permits) = (Arc::clone(&self.outbox), Arc::clone(&self.node.cold_reads));
+        tokio::spawn(async move {
+            // The semaphore is never closed.
+            let _permit = permits.acquire_owned().await;
+            let batches = plan.run().await;
+            outbox.event(SubscriptionEvent::Read(id, Box::new(ReadOutcome { offer, batches })));
+        });
+    }
+
+    fn take_read(&mut self, id: SubscriptionId, outcome: ReadOutcome, output: &mut Output) {
+        let ReadOutcome { offer, batches } = outcome;
+        let batches = match batches {
+            Ok(batches) => batches,
+            Err(error) => return self.end_for_error(id, &offer, &error, output),
+        };
+        let bytes: usize = batches.iter().map(Bytes::len).sum();
+        let Some(next) = end_of(&batches, offer.from) else {
+            warn!(%id, "a read returned bytes that are no batches");
+            let error = ReadError::CorruptRange { start: offer.from, end: offer.from.next() };
+            return self.end_for_error(id, &offer, &error, output);
+        };
+        let push = Push {
+            id: id.get(),
+            leader_epoch: offer.leader_epoch.get(),
+            high_watermark: offer.high_watermark.get(),
+            last_stable: offer.high_watermark.get(),
+            log_start: offer.log_start.get(),
+            aborted: Vec::new(),
+        };
+        send(output, ApiKey::PUSH, &push, batches);
+        self.node.metrics.pushed_bytes.inc_by(bytes as u64);
+        self.step(Input::Pushed { id, bytes, next, high_watermark: offer.high_watermark });
+    }
+
+    fn end_for_error(&mut self, id: SubscriptionId, offer: &Offer, error: &ReadError, output: &mut Output) {
+        let corrupt = match error {
+            ReadError::CorruptRange { start, end } => {
+                Some(CorruptRange { start: start.get(), end: end.get() })
+            }
+            _ => None,
+        };
+        let error = read_error(error);
+        let ended = Ended {
+            id: id.get(),
+            code: error.code.code(),
+            message: error.message,
+            leader: self.node.node_id.get(),
+            log_start: offer.log_start.get(),
+            log_end: offer.log_end.get(),
+            divergence: None,
+            corrupt,
+        };
+        self.close(id);
+        send(output, ApiKey::ENDED, &ended, Vec::new());
+    }
+
+    fn close(&mut self, id: SubscriptionId) -> Option<Feed> {
+        let feed = self.feeds.remove(&id)?;
+        self.node.metrics.subscriptions.dec();
+        self.step(Input::Closed { id });
+        Some(feed)
+    }
+
+    fn step(&mut self, input: Input) {
+        let now = self.node.clock.mono();
+        self.machine.step(now, input, &mut self.decisions);
+        let decisions = std::mem::take(&mut self.decisions);
+        for decision in &decisions {
+            let Decision::Ask { id, from, bytes_max, seen_watermark } = decision;
+            self.ask(*id, *from, *bytes_max, *seen_watermark);
+        }
+        self.decisions = decisions;
+        self.decisions.clear();
+    }
+
+    fn ask(&self, id: SubscriptionId, from: Offset, bytes_max: usize, seen_watermark: Offset) {
+        let Some(feed) = self.feeds.get(&id) else { return };
+        let outbox = Arc::clone(&self.outbox);
+        let ask = Ask { outbox, id, from, bytes_max, seen_watermark, isolation: feed.isolation };
+        if let Err(why) = feed.handle.ask(ask) {
+            let error = why.error(feed.handle.partition());
+            let ended =
+                Ended { id: id.get(), code: error.code.code(), message: error.message, ..Ended::default() };
+            self.outbox.event(SubscriptionEvent::Ended(Box::new(ended)));
+        }
+    }
+}
+
+impl Drop for Feeds {
+    fn drop(&mut self) {
+        self.close_all();
+    }
+}
+
+/// Adds a one-way message with its batches.
+pub(crate) fn send(output: &mut Output, api: ApiKey, body: &impl prost::Message, batches: Vec<Bytes>) {
+    let length = batches.iter().map(Bytes::len).sum();
+    let mut head = BytesMut::with_capacity(128);
+    if let Err(error) = encode_frame_head(api, FLAG_ONE_WAY, CorrelationId(0), body, length, &mut head) {
+        // Pushes are bounded far below the limits of a frame.
+        warn!(%error, api = api.name(), "a message does not fit a frame");
+        return;
+    }
+    output.push(head.freeze(), Kind::Other);
+    for batch in batches {
+        output.push(batch, Kind::Other);
+    }
+}
+
+/// The offset after the last batch; `from` if there is none. `None`: the bytes are not batches.
+fn end_of(batches: &[Bytes], from: Offset) -> Option<Offset> {
+    let Some(last) = batches.last() else { return Some(from) };
+    let mut at = 0;
+    loop {
+        let header = BatchHeader::decode(last.get(at..)?).ok()?;
+        at += header.length();
+        if at == last.len() {
+            return Some(header.end_offset());
+        }
+    }
+}
