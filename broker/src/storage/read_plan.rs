@@ -145,6 +145,10 @@ impl SegmentRead {
         {
             return None;
         }
+        // A bad range that was found since the plan was made: `execute` reads around it.
+        if self.file.holes().iter().any(|hole| hole.end > self.from && hole.start < self.upto) {
+            return None;
+        }
         let mapping = self.store.cache().present_mapping(&self.file, positions.limit)?;
         if !mapping.is_resident(positions.start..needed) {
             return None;
@@ -162,7 +166,10 @@ impl SegmentRead {
                 Some(verify::index_of(&self.store, &self.log, &self.file, &entry).map_err(ReadError::Io)?)
             }
         };
-        let positions = self.positions(index.as_deref());
+        let mut positions = self.positions(index.as_deref());
+        if index.is_some() {
+            positions.limit = positions.limit.min(self.available()?).max(positions.start);
+        }
         let wanted = if index.is_some() { positions.limit } else { self.map_bytes };
         let mapping = self
             .store
@@ -174,7 +181,8 @@ impl SegmentRead {
         mapping.populate(needed.clone()).map_err(|error| self.io(error))?;
         let mut upto = self.upto;
         if let (Some(index), Window::Sealed(entry)) = (&index, &self.window) {
-            verify::verify(&self.log, &self.file, entry, index, &mapping, needed.clone())
+            let looked_at = positions.start..(positions.start + 1).max(needed.end);
+            verify::verify(&self.log, &self.file, entry, index, &mapping, looked_at, positions.limit)
                 .map_err(|error| self.io(error))?;
             let holes = self.file.holes();
             if let Some(hole) = holes.iter().find(|hole| hole.end > self.from) {
@@ -182,6 +190,9 @@ impl SegmentRead {
                     return Err(ReadError::CorruptRange { start: hole.start, end: hole.end });
                 }
                 upto = upto.min(hole.start);
+                // The end is searched from a batch that lies before the hole.
+                let floor = index.floor_offset(upto).map_or(positions.start, |floor| floor.position);
+                positions.end_floor = positions.end_floor.min(floor);
             }
         }
         let range = self.find_range(&mapping, positions, upto)?;
@@ -190,6 +201,12 @@ impl SegmentRead {
             mapping.populate(needed.end..range.end).map_err(|error| self.io(error))?;
         }
         Ok(slice(mapping, range))
+    }
+
+    /// Bytes that the file has: fewer than the manifest says if somebody cut it.
+    fn available(&self) -> Result<u64, ReadError> {
+        let file = self.store.cache().file(&self.file).map_err(|error| self.io(error))?;
+        file.length().map_err(|error| self.io(error))
     }
 
     fn positions(&self, index: Option<&SparseIndex>) -> Positions {
