@@ -1,9 +1,9 @@
 //! What hostile input can make a decoder allocate, measured by an allocator that counts.
 #![cfg(test)]
 
-use std::alloc::{GlobalAlloc, Layout, System};
+mod counting_allocator;
+
 use std::fmt::Write as _;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::{Bytes, BytesMut};
 use highwater_protocol::api::ApiKey;
@@ -15,58 +15,18 @@ use highwater_protocol::ids::{CorrelationId, PartitionId, TopicId, TopicPartitio
 use highwater_protocol::limits::{BODY_BYTES_MAX, FRAME_BYTES_MAX, RECORDS_BYTES_MAX, REPLY_FIELDS_MAX};
 use highwater_protocol::messages::*;
 
+use counting_allocator::Counting;
+
 const MIB: usize = 1 << 20;
-
-/// Bytes in use now, and the most that there were.
-static IN_USE: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-struct Counting;
-
-fn grown(bytes: usize) {
-    let now = IN_USE.fetch_add(bytes, Ordering::Relaxed) + bytes;
-    PEAK.fetch_max(now, Ordering::Relaxed);
-}
-
-#[expect(unsafe_code, reason = "an allocator is an unsafe trait; this one only counts")]
-// SAFETY: every call goes to the system's allocator as it came.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        grown(layout.size());
-        // SAFETY: as promised by the caller.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        IN_USE.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: as promised by the caller.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        grown(layout.size());
-        // SAFETY: as promised by the caller.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // Both are there while the bytes are copied.
-        grown(size);
-        IN_USE.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: as promised by the caller.
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-}
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
 /// The most that `work` had allocated at once, beyond what there was before.
 fn peak_of<T>(work: impl FnOnce() -> T) -> (usize, T) {
-    let before = IN_USE.load(Ordering::Relaxed);
-    PEAK.store(before, Ordering::Relaxed);
+    let before = counting_allocator::start();
     let result = work();
-    (PEAK.load(Ordering::Relaxed) - before, result)
+    (counting_allocator::peak() - before, result)
 }
 
 /// What was measured, printed at the end.
