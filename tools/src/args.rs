@@ -13,7 +13,6 @@ use crate::parse::{self, From, Separator};
     name = "highwater",
     version,
     max_term_width = 100,
-    propagate_version = true,
     disable_help_subcommand = true,
     after_help = "Exit codes: 0 done, 1 the answer is no, 2 failed (the reason is on standard error).\n\
                   Start here: highwater quickstart"

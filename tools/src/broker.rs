@@ -17,17 +17,24 @@ pub(crate) struct BrokerArgs {
     /// What a broker can be told.
     #[command(flatten)]
     settings: Settings,
-    /// End at once when the process that started this one ends, in whatever way
-    #[arg(long, hide = true)]
-    die_with_parent: bool,
+    /// End at once when the process with this id, which started this one, ends in whatever way
+    #[arg(long, hide = true, value_name = "PID")]
+    die_with_parent: Option<u32>,
 }
 
 /// Runs a broker until it is told to stop.
 pub(crate) fn run(args: BrokerArgs) -> anyhow::Result<Answer> {
-    if args.die_with_parent {
+    if let Some(parent) = args.die_with_parent {
         let signal = Some(rustix::process::Signal::KILL);
         rustix::process::set_parent_process_death_signal(signal).context("tie the broker to its parent")?;
+        // It may have ended before.
+        let now = rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get());
+        anyhow::ensure!(
+            u32::try_from(now) == Ok(parent),
+            "process {parent}, which started the broker, has ended"
+        );
     }
-    let _config = Config::load(args.settings, args.config.as_deref())?;
-    anyhow::bail!("the broker is not there yet");
+    let config = Config::load(args.settings, args.config.as_deref())?;
+    highwater_broker::run(config)?;
+    Ok(Answer::Yes)
 }

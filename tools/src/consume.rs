@@ -204,6 +204,8 @@ struct Output {
     /// Buffers that have been written, to be used again.
     spare: mpsc::Receiver<Vec<u8>>,
     end: oneshot::Receiver<io::Result<()>>,
+    /// The error of `end` has been told.
+    has_failed: bool,
 }
 
 impl Output {
@@ -219,7 +221,7 @@ impl Output {
             })
             .context("start the output thread")?;
         let buffer = Vec::with_capacity(WRITE_BYTES * 2);
-        Ok(Self { encoder, buffer, writes: Some(writes), spare, end })
+        Ok(Self { encoder, buffer, writes: Some(writes), spare, end, has_failed: false })
     }
 
     const fn has_buffered(&self) -> bool {
@@ -241,14 +243,19 @@ impl Output {
 
     /// Waits until standard output fails.
     async fn closed(&mut self) -> anyhow::Error {
-        match (&mut self.end).await {
+        let end = (&mut self.end).await;
+        self.has_failed = true;
+        match end {
             Ok(Err(error)) => output::written(Err(error)).err().unwrap_or_else(|| OutputClosed.into()),
             _ => OutputClosed.into(),
         }
     }
 
-    /// Writes everything and ends the thread.
+    /// Writes everything and ends the thread, unless it has failed before.
     async fn finish(mut self) -> anyhow::Result<()> {
+        if self.has_failed {
+            return Ok(());
+        }
         self.write().await?;
         drop(self.writes.take());
         output::written(self.end.await.unwrap_or(Ok(())))

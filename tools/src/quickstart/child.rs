@@ -82,7 +82,8 @@ impl Launcher {
             .with_context(|| format!("open {}", self.log_path().display()))?;
         let started = Instant::now();
         let child = Command::new(&self.executable)
-            .args(["broker", "--die-with-parent", "--listen", &addresses.listen])
+            .args(["broker", "--die-with-parent", &std::process::id().to_string()])
+            .args(["--listen", &addresses.listen])
             .args(["--http", addresses.http.as_deref().unwrap_or("off")])
             .arg("--data-dir")
             .arg(self.directory.join("data"))

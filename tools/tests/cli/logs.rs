@@ -1,0 +1,149 @@
+//! `highwater log …`.
+
+use std::fs;
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+
+use crate::harness::{Broker, check, highwater, run};
+
+/// A broker's directory with a topic of several segments, after a clean shutdown.
+fn written() -> Broker {
+    let mut broker = Broker::start();
+    broker.good(&["topic", "create", "t", "--config", "segment_bytes=64KiB"]);
+    for round in 0..6 {
+        let text: String =
+            (0..1000).map(|number| format!("round {round}, line {number}, and some more text\n")).collect();
+        check(&broker.feed(&["produce", "t", "--key-separator", ","], text.as_bytes()), 0, &["produce"]);
+    }
+    broker.stop();
+    broker
+}
+
+fn offline(broker: &Broker, arguments: &[&str], code: i32) -> Vec<u8> {
+    let mut command = highwater();
+    command.arg("log").args(arguments).arg(broker.data());
+    let output = run(command);
+    check(&output, code, arguments);
+    output.stdout
+}
+
+fn verify(broker: &Broker, code: i32) -> Value {
+    serde_json::from_slice(&offline(broker, &["verify", "--output", "json"], code)).unwrap()
+}
+
+fn segments(broker: &Broker) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for topic in fs::read_dir(broker.data().join("topics")).unwrap() {
+        for file in fs::read_dir(topic.unwrap().path().join("0")).unwrap() {
+            let path = file.unwrap().path();
+            if path.extension().is_some_and(|extension| extension == "segment") {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn a_good_directory_verifies_and_dumps() {
+    let broker = written();
+    let report = verify(&broker, 0);
+    assert_eq!((&report["ok"], &report["faults"]), (&json!(true), &json!([])));
+    assert_eq!((&report["partitions"], &report["records"]), (&json!(1), &json!(6000)));
+    assert!(report["segments"].as_u64().unwrap() > 1, "{report}");
+    let text = String::from_utf8(offline(&broker, &["verify"], 0)).unwrap();
+    assert!(text.contains("6,000 records") && text.ends_with("no faults\n"), "{text}");
+
+    let batches = offline(&broker, &["dump", "--output", "json"], 0);
+    let mut next = 0;
+    for line in batches.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+        let batch: Value = serde_json::from_slice(line).unwrap();
+        assert_eq!(batch["base_offset"], json!(next));
+        assert!(batch["durable_end"].as_u64().unwrap() <= next);
+        next = batch["end_offset"].as_u64().unwrap();
+    }
+    assert_eq!(next, 6000);
+
+    let record =
+        offline(&broker, &["dump", "--records", "--from", "2999", "--count", "1", "--output", "json"], 0);
+    let record: Value = serde_json::from_slice(&record).unwrap();
+    assert_eq!((&record["offset"], &record["key"]), (&json!(2999), &json!("round 2")));
+    let table = String::from_utf8(offline(&broker, &["dump", "--records", "--count", "3"], 0)).unwrap();
+    assert_eq!(table.lines().filter(|line| line.contains("round 0")).count(), 3, "{table}");
+}
+
+#[test]
+fn a_flipped_bit_is_named_with_file_position_and_offset() {
+    let broker = written();
+    for segment in segments(&broker) {
+        let bytes = fs::read(&segment).unwrap();
+        let used = bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+        let name = segment.file_name().unwrap().to_str().unwrap();
+        for position in [0, used / 3, used - 20] {
+            let mut flipped = bytes.clone();
+            flipped[position] ^= 4;
+            fs::write(&segment, &flipped).unwrap();
+            let report = verify(&broker, 1);
+            assert_eq!(report["ok"], json!(false));
+            let faults = report["faults"].as_array().unwrap();
+            let fault = &faults[0];
+            assert!(fault["file"].as_str().unwrap().ends_with(name), "{name} at {position}: {fault}");
+            let (start, end) = (fault["position"].as_u64().unwrap(), fault["position_end"].as_u64().unwrap());
+            assert!((start..end).contains(&(position as u64)), "{name} at {position}: {fault}");
+            assert!(fault["offset"].is_u64(), "{name} at {position}: {fault}");
+        }
+        fs::write(&segment, &bytes).unwrap();
+    }
+    verify(&broker, 0);
+}
+
+#[test]
+fn a_segment_that_is_cut_short_or_gone_is_named() {
+    let broker = written();
+    let all = segments(&broker);
+    let first = fs::read(&all[0]).unwrap();
+    fs::write(&all[0], &first[..first.len() / 2]).unwrap();
+    let report = verify(&broker, 1);
+    assert!(report["faults"].to_string().contains(all[0].file_name().unwrap().to_str().unwrap()), "{report}");
+    fs::remove_file(&all[0]).unwrap();
+    let report = verify(&broker, 1);
+    assert_eq!(report["faults"][0]["kind"], "missing", "{report}");
+    fs::write(&all[0], &first).unwrap();
+
+    let last = all.last().unwrap();
+    let bytes = fs::read(last).unwrap();
+    fs::remove_file(last).unwrap();
+    let report = verify(&broker, 1);
+    assert!(report["faults"].to_string().contains("offset"), "{report}");
+    fs::write(last, bytes).unwrap();
+    verify(&broker, 0);
+}
+
+#[test]
+fn small_files_are_checked_too() {
+    let broker = written();
+    for name in ["directory", "clean", "boot", "state/topics"] {
+        let path = broker.data().join(name);
+        let bytes = fs::read(&path).unwrap();
+        let mut flipped = bytes.clone();
+        let middle = flipped.len() / 2;
+        flipped[middle] ^= 1;
+        fs::write(&path, flipped).unwrap();
+        assert!(verify(&broker, 1)["faults"].to_string().contains(name), "{name}");
+        fs::write(&path, bytes).unwrap();
+    }
+    verify(&broker, 0);
+}
+
+#[test]
+fn a_directory_in_use_is_not_verified() {
+    let mut broker = written();
+    broker.restart();
+    let mut command = highwater();
+    command.args(["log", "verify"]).arg(broker.data());
+    let output = run(command);
+    check(&output, 2, &["log verify"]);
+    assert!(String::from_utf8(output.stderr).unwrap().contains("a broker runs in"));
+}

@@ -1,0 +1,11 @@
+//! The command line, tested from outside: the real binary, its output, its exit codes.
+
+mod harness;
+
+mod bench;
+mod help;
+mod logs;
+mod quickstart;
+mod readme;
+mod records;
+mod topics;
