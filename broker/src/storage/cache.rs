@@ -20,6 +20,9 @@ pub(super) struct FileCache {
     open: Mutex<VecDeque<Weak<SegmentFile>>>,
 }
 
+/// Files that are looked at for one to close.
+const LOOKS_MAX: usize = 16;
+
 impl FileCache {
     pub(super) fn new(fs: Arc<dyn FileSystem>, files_max: usize) -> Self {
         Self { fs, files_max: files_max.max(1), open: Mutex::new(VecDeque::new()) }
@@ -81,12 +84,23 @@ impl FileCache {
         }
     }
 
+    /// Closes files that are too many: some were pinned when others were opened.
+    pub(super) fn trim(&self) {
+        self.close_down_to(self.files_max);
+    }
+
     fn make_room(&self) {
+        self.close_down_to(self.files_max - 1);
+    }
+
+    fn close_down_to(&self, count_max: usize) {
         let mut closed = Vec::new();
         {
             let mut open = self.open.lock();
-            let mut looks = open.len() * 2;
-            while open.len() >= self.files_max && looks > 0 {
+            // A few at a time: while thousands are pinned, looking at all of them again and again would cost more than
+            // some files too many.
+            let mut looks = LOOKS_MAX.min(open.len() * 2);
+            while open.len() > count_max && looks > 0 {
                 looks -= 1;
                 let Some(oldest) = open.pop_front() else { break };
                 let Some(segment) = oldest.upgrade() else { continue };

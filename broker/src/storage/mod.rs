@@ -21,3 +21,6 @@ mod shared;
 mod slots;
 mod structure;
 mod verify;
+
+#[cfg(test)]
+mod tests;

@@ -82,6 +82,13 @@ impl TimePlan {
                 (Some((index, entry)), start, entry.length)
             }
         };
+        let available = match &index {
+            Some(_) => {
+                let file = self.store.cache().file(&search.file).map_err(io)?;
+                limit.min(file.length().map_err(io)?).max(start)
+            }
+            None => limit,
+        };
         let wanted = if index.is_some() { limit } else { self.map_bytes };
         let mapping = self.store.cache().mapping(&search.file, limit, wanted).map_err(io)?;
         let mut verified_end = start;
@@ -90,10 +97,11 @@ impl TimePlan {
             // Verified piece by piece, ahead of the walk: a bad header must not lead it astray.
             if walk.position >= verified_end && verified_end < limit {
                 let piece = walk.position..limit.min(walk.position + PIECE);
-                mapping.populate(piece.clone()).map_err(io)?;
                 verified_end = piece.end;
+                mapping.populate(piece.start..piece.end.min(available).max(piece.start)).map_err(io)?;
                 if let Some((index, entry)) = &index {
-                    verify::verify(&self.log, &search.file, entry, index, &mapping, piece).map_err(io)?;
+                    verify::verify(&self.log, &search.file, entry, index, &mapping, piece, available)
+                        .map_err(io)?;
                     walk = Walk::new(&mapping, &search.file, walk.position, limit);
                 }
             }

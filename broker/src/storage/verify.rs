@@ -29,13 +29,14 @@ pub(super) fn index_of(
     if let Some(index) = &segment.handle.lock().index {
         return Ok(Arc::clone(index));
     }
+    let file = store.cache().file(segment).map_err(Error::io("open segment", &segment.path))?;
+    let whole = file.length().map_err(Error::io("measure segment", &segment.path))? >= entry.length;
     let path = log.directory.join(entry.name.index_name());
-    let stored = files::read(&**store.file_system(), &path).ok().flatten();
+    let stored = files::read(&**store.file_system(), &path).ok().flatten().filter(|_| whole);
     let stored = stored.and_then(|bytes| SparseIndex::decode(&bytes, entry.length, entry.checksum).ok());
     let index = match stored {
         Some(index) => index,
         None => {
-            let file = store.cache().file(segment).map_err(Error::io("open segment", &segment.path))?;
             let built =
                 build(&*file, log.partition, entry).map_err(Error::io("read segment", &segment.path))?;
             for hole in built.holes {
@@ -84,7 +85,7 @@ pub(super) fn build_up_to(
         last_append_time: i64::MIN,
     };
     let mut checksum = crc32fast::Hasher::new();
-    let source = FileBytes::new(file, entry.length, false, READ_AHEAD);
+    let source = FileBytes::new(file, entry.length.min(file.length()?), false, READ_AHEAD);
     let mut scanner =
         Scanner::new(source, partition, Depth::Headers, entry.name.base_offset, LeaderEpoch(0)).up_to(limit);
     let mut bad: Option<Range<u64>> = None;
@@ -120,7 +121,7 @@ pub(super) fn build_up_to(
 }
 
 /// Checks every batch of the stretches that touch `positions` and were not checked since the start. What is bad becomes a
-/// hole of the segment. The bytes must be populated where they are not verified; what else is touched is populated here.
+/// hole of the segment. `available`: bytes that the file has; a segment may have been cut behind the broker's back.
 pub(super) fn verify(
     log: &LogShared,
     segment: &SegmentFile,
@@ -128,6 +129,7 @@ pub(super) fn verify(
     index: &SparseIndex,
     mapping: &Arc<dyn Mapping>,
     positions: Range<u64>,
+    available: u64,
 ) -> io::Result<()> {
     if segment.is_trusted() {
         return Ok(());
@@ -137,10 +139,11 @@ pub(super) fn verify(
             continue;
         }
         let range = index.stretch(stretch, entry.length);
-        mapping.populate(range.clone())?;
-        let bytes = Arc::clone(mapping).slice(range.clone());
+        let there = range.start..range.end.min(available).max(range.start);
+        mapping.populate(there.clone())?;
+        let bytes = Arc::clone(mapping).slice(there);
         let offsets = stretch_offsets(index, stretch, entry);
-        for hole in check_stretch(&bytes, log.partition, entry, range.start, offsets) {
+        for hole in check_stretch(&bytes, log.partition, entry, range, offsets) {
             note_hole(log, segment, hole);
         }
         segment.mark_verified(stretch);
@@ -157,7 +160,7 @@ fn check_stretch(
     bytes: &[u8],
     partition: TopicPartition,
     entry: &SealedSegment,
-    start: u64,
+    stretch: Range<u64>,
     offsets: Range<Offset>,
 ) -> Vec<Hole> {
     let mut holes = Vec::new();
@@ -167,7 +170,7 @@ fn check_stretch(
     let serial = entry.name.serial;
     let mut push = |offsets: Range<Offset>, positions: Range<u64>| {
         if offsets.start < offsets.end {
-            let positions = start + positions.start..start + positions.end;
+            let positions = stretch.start + positions.start..stretch.start + positions.end;
             holes.push(Hole { start: offsets.start, end: offsets.end, serial, positions });
         }
     };
@@ -184,9 +187,9 @@ fn check_stretch(
             }
         }
     }
-    let length = bytes.len() as u64;
-    // Whatever follows the last good batch in this stretch is bad up to the stretch's end.
-    let tail = bad.map_or(length..length, |bad| bad.start..length);
+    // Whatever follows the last good batch in this stretch is bad or missing up to the stretch's end.
+    let start = bad.map_or(bytes.len() as u64, |bad| bad.start);
+    let tail = start..stretch.end - stretch.start;
     push(expected..offsets.end, tail);
     holes
 }

@@ -188,6 +188,8 @@ impl Log {
         if valid {
             self.flushed_end = self.flushed_end.max(upto);
         }
+        // What was flushed need not stay open.
+        self.store.cache().trim();
         valid
     }
 
@@ -226,6 +228,21 @@ impl Log {
         if self.shared.structure.start() {
             self.store.flusher().spawn_structure_job(&self.shared);
         }
+    }
+}
+
+#[cfg(test)]
+impl Log {
+    pub(super) fn has_active(&self) -> bool {
+        self.active.is_some()
+    }
+
+    pub(super) fn listed_segments(&self) -> usize {
+        self.shared.structure.listed_count()
+    }
+
+    pub(super) fn sealed_end(&self) -> Offset {
+        self.sealed.back().map_or(self.log_start, |segment| segment.entry.end_offset)
     }
 }
 

@@ -1,0 +1,6 @@
+//! Tests of store and log on the real file system. Power cuts are the business of the simulated one.
+
+mod append_and_read;
+mod damage;
+mod life;
+mod support;
