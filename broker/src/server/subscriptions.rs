@@ -7,10 +7,11 @@ use bytes::{Bytes, BytesMut};
 use highwater_broker_core::subscription::{Input, Output as Decision, Subscriptions};
 use highwater_broker_core::time::Mono;
 use highwater_protocol::api::ApiKey;
-use highwater_protocol::batch::BatchHeader;
+use highwater_protocol::batch::{BatchHeader, PRODUCER_HEADER_LENGTH};
 use highwater_protocol::error_code::ErrorCode;
 use highwater_protocol::frame::{FLAG_ONE_WAY, encode_frame_head};
 use highwater_protocol::ids::{CorrelationId, Offset, SubscriptionId};
+use highwater_protocol::limits::HEADER_LENGTH_MAX;
 use highwater_protocol::messages::{CorruptRange, Credit, Ended, Isolation, Push};
 use tracing::{debug, warn};
 
@@ -278,14 +279,69 @@ pub(crate) fn send(output: &mut Output, api: ApiKey, body: &impl prost::Message,
 }
 
 /// The offset after the last batch; `from` if there is none. `None`: the bytes are not batches.
-fn end_of(batches: &[Bytes], from: Offset) -> Option<Offset> {
-    let Some(last) = batches.last() else { return Some(from) };
-    let mut at = 0;
-    loop {
-        let header = BatchHeader::decode(last.get(at..)?).ok()?;
-        at += header.length();
-        if at == last.len() {
-            return Some(header.end_offset());
+///
+/// A large batch of the memory tail comes in two pieces, the leader's header and the rest.
+fn end_of(pieces: &[Bytes], from: Offset) -> Option<Offset> {
+    let mut end = from;
+    // Bytes of the last batch that are in pieces to come.
+    let mut left = 0;
+    for (index, piece) in pieces.iter().enumerate() {
+        let mut at = piece.len().min(left);
+        left -= at;
+        while at < piece.len() {
+            let header = header_at(&pieces[index..], at)?;
+            let here = header.length().min(piece.len() - at);
+            (end, left) = (header.end_offset(), header.length() - here);
+            at += here;
         }
+    }
+    (left == 0).then_some(end)
+}
+
+/// The headers of the batch at `at` in the first piece, which the second one may go on with.
+fn header_at(pieces: &[Bytes], at: usize) -> Option<BatchHeader> {
+    let (first, rest) = pieces.split_first()?;
+    let first = first.get(at..)?;
+    let whole = HEADER_LENGTH_MAX + PRODUCER_HEADER_LENGTH;
+    match rest.first() {
+        Some(next) if first.len() < whole => {
+            let joined = [first, &next[..next.len().min(whole)]].concat();
+            BatchHeader::decode(&joined).ok()
+        }
+        _ => BatchHeader::decode(first).ok(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use highwater_protocol::batch::{BatchBuilder, HEADER_LENGTH, LeaderStamp};
+    use highwater_protocol::compression::Compression;
+    use highwater_protocol::ids::{PartitionId, TopicId, TopicPartition};
+
+    use super::*;
+
+    const PARTITION: TopicPartition = TopicPartition::new(TopicId(1), PartitionId(0));
+
+    fn batch(base_offset: u64) -> Bytes {
+        let mut builder = BatchBuilder::with_capacity(64);
+        builder.push(0, None, Some(b"value"), &[]);
+        builder.push(0, None, Some(b"value"), &[]);
+        let sent = builder.build(PARTITION, Compression::None).unwrap();
+        let stamp = LeaderStamp { base_offset: Offset(base_offset), ..LeaderStamp::default() };
+        let head = BatchHeader::decode(&sent).unwrap().stamped(stamp, PARTITION);
+        [&head[..], &sent[HEADER_LENGTH..]].concat().into()
+    }
+
+    #[test]
+    fn the_end_is_found_however_batches_are_cut_into_pieces() {
+        let (one, two) = (batch(10), batch(12));
+        let both = Bytes::from([&one[..], &two[..]].concat());
+        assert_eq!(end_of(&[], Offset(9)), Some(Offset(9)));
+        assert_eq!(end_of(std::slice::from_ref(&both), Offset(9)), Some(Offset(14)));
+        assert_eq!(end_of(&[one.clone(), two.clone()], Offset(9)), Some(Offset(14)));
+        let split = [one.clone(), two.slice(..HEADER_LENGTH), two.slice(HEADER_LENGTH..)];
+        assert_eq!(end_of(&split, Offset(9)), Some(Offset(14)));
+        assert_eq!(end_of(&split[..2], Offset(9)), None);
+        assert_eq!(end_of(&[one, Bytes::from_static(b"nonsense")], Offset(9)), None);
     }
 }

@@ -170,7 +170,7 @@ impl Checking<'_> {
                 Found::Batch { position, header } => {
                     faults += self.gap_before(&name, position, expected, &header);
                     index.note(&header, position);
-                    headers.update(&header.stamped(header.leader, self.path.partition));
+                    headers.update(&header.header_crc.to_le_bytes());
                     self.count(&header);
                 }
                 Found::Bad { positions, reason, .. } => {
