@@ -1,5 +1,7 @@
 //! Connecting, deadlines and admin requests against a broker that does what the test says.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are not known as tests")]
+
 mod scripted;
 
 use std::time::Duration;

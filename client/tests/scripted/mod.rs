@@ -3,6 +3,7 @@
 //! It shakes hands and answers pings, metadata and offset look-ups by itself; everything else is handed to the test.
 
 #![allow(dead_code, unreachable_pub, reason = "shared by several tests, each of which uses a part")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "only tests use it")]
 
 use std::collections::HashMap;
 use std::io;
