@@ -28,7 +28,7 @@ impl<K: Copy + Ord> RoundRobin<K> {
     }
 
     /// Takes the next one whose turn it is, with the bytes that it may send. Call [`RoundRobin::sent`] afterwards.
-    pub fn next(&mut self) -> Option<(K, usize)> {
+    pub fn take(&mut self) -> Option<(K, usize)> {
         loop {
             let key = self.ready.pop_front()?;
             let deficit = self.deficits.entry(key).or_insert(0);
@@ -81,7 +81,7 @@ mod tests {
             robin.enqueue(*key);
         }
         for _ in 0..turns {
-            let (key, may) = robin.next().unwrap();
+            let (key, may) = robin.take().unwrap();
             let mut bytes = 0;
             while bytes < may {
                 bytes += sizes[&key];
@@ -106,9 +106,9 @@ mod tests {
         robin.enqueue(1);
         robin.enqueue(1);
         robin.enqueue(2);
-        assert_eq!(robin.next(), Some((1, 10)));
+        assert_eq!(robin.take(), Some((1, 10)));
         robin.remove(2);
-        assert_eq!(robin.next(), None);
+        assert_eq!(robin.take(), None);
         assert!(robin.is_empty());
     }
 
@@ -116,15 +116,15 @@ mod tests {
     fn a_debt_survives_a_rest_and_a_credit_does_not() {
         let mut robin = RoundRobin::new(10);
         robin.enqueue(1);
-        assert_eq!(robin.next(), Some((1, 10)));
+        assert_eq!(robin.take(), Some((1, 10)));
         robin.sent(1, 25);
         robin.rest(1);
         robin.enqueue(1);
         robin.enqueue(2);
-        assert_eq!(robin.next(), Some((2, 10)), "the first one owes a turn");
+        assert_eq!(robin.take(), Some((2, 10)), "the first one owes a turn");
         robin.rest(2);
         robin.enqueue(2);
-        assert_eq!(robin.next(), Some((1, 5)));
-        assert_eq!(robin.next(), Some((2, 10)), "not twenty");
+        assert_eq!(robin.take(), Some((1, 5)));
+        assert_eq!(robin.take(), Some((2, 10)), "not twenty");
     }
 }

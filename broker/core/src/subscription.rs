@@ -190,7 +190,7 @@ impl Subscriptions {
 
     /// The subscription whose offer is to be taken next. [`Input::Pushed`] or [`Input::Closed`] must follow.
     pub fn take(&mut self) -> Option<SubscriptionId> {
-        let (id, _may) = self.robin.next()?;
+        let (id, _may) = self.robin.take()?;
         if let Some(subscription) = self.live.get_mut(&id) {
             subscription.phase = Phase::Taken;
         }

@@ -331,7 +331,8 @@ impl Worker {
         }
         let log = self.log;
         let partition = shared.partition;
-        let closed = io_thread::run(&*services.file_system.clone(), move || {
+        let file_system = Arc::clone(&services.file_system);
+        let closed = io_thread::run(&*file_system, move || {
             let closed = log.close();
             if why == Closed::Deleted {
                 return services.store.trash(partition);
