@@ -33,6 +33,11 @@ impl FileCache {
         self.open.lock().len()
     }
 
+    /// Whether more files are open than should be, because they are pinned.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.open_count() > self.files_max
+    }
+
     /// Creates the file of a new segment.
     pub(super) fn create(&self, segment: &Arc<SegmentFile>) -> io::Result<Arc<dyn File>> {
         self.open_with(segment, OpenMode::CreateNew)

@@ -41,6 +41,8 @@ struct State {
     report: Option<(u64, u64, Offset)>,
     removals: Vec<(PathBuf, PathBuf)>,
     indexes: Vec<(SealedSegment, Arc<SparseIndex>)>,
+    /// The log was dropped: nothing changes any more.
+    stopped: bool,
 }
 
 /// What a step of the job does.
@@ -67,6 +69,7 @@ impl Structure {
                 report: None,
                 removals: Vec::new(),
                 indexes: Vec::new(),
+                stopped: false,
             }),
             writing: Mutex::new(()),
         }
@@ -125,6 +128,13 @@ impl Structure {
         work && !std::mem::replace(&mut state.running, true)
     }
 
+    /// Waits for the step that the job is at, if it runs, and lets it take no further one: the files may belong to
+    /// another log of this partition next.
+    pub(super) fn stop(&self) {
+        let _writing = self.writing.lock();
+        self.state.lock().stopped = true;
+    }
+
     /// Makes durable what is wanted until nothing is. Blocks on the disk.
     pub(super) fn run(
         &self,
@@ -144,20 +154,25 @@ impl Structure {
                     }
                 }
             };
-            let result = self.take_step(fs, log, step, &report);
-            drop(writing);
+            let result = self.make_durable(fs, log, &step, &report);
             if let Err(error) = result {
-                self.state.lock().running = false;
+                let mut state = self.state.lock();
+                state.removals.extend(step.removals);
+                state.running = false;
                 return Err(error);
             }
+            for (from, to) in &step.removals {
+                move_to_trash(fs, from, to);
+            }
+            drop(writing);
         }
     }
 
-    fn take_step(
+    fn make_durable(
         &self,
         fs: &dyn FileSystem,
         log: &LogShared,
-        step: Step,
+        step: &Step,
         report: &impl Fn(u64, Offset),
     ) -> Result<(), Error> {
         if let Some(names) = step.names {
@@ -180,16 +195,9 @@ impl Structure {
                 tracing::info!(partition = %log.partition, %error, "no index file: it is rebuilt when it is needed");
             }
         }
-        if let Some((version, manifest)) = step.manifest {
-            let written = files::replace(fs, &log.directory, directory::MANIFEST, &manifest.encode());
-            if let Err(error) = written {
-                self.state.lock().removals.extend(step.removals);
-                return Err(error);
-            }
-            self.state.lock().manifest_durable = version;
-        }
-        for (from, to) in &step.removals {
-            move_to_trash(fs, from, to);
+        if let Some((version, manifest)) = &step.manifest {
+            files::replace(fs, &log.directory, directory::MANIFEST, &manifest.encode())?;
+            self.state.lock().manifest_durable = *version;
         }
         Ok(())
     }
@@ -242,6 +250,9 @@ impl State {
     }
 
     fn next_step(&mut self) -> Option<Step> {
+        if self.stopped {
+            return None;
+        }
         let names = (self.names_wanted > self.names_durable).then_some(self.names_wanted);
         let manifest = (self.manifest_wanted > self.manifest_durable)
             .then(|| (self.manifest_wanted, self.manifest.clone()));

@@ -69,7 +69,8 @@ impl Log {
         }
         self.commit(batches, length);
         let log_end = last.header.end_offset();
-        let eager = self.config.durability == Durability::Fsync;
+        // Unflushed files stay open: when there are too many, the flush does not wait.
+        let eager = self.config.durability == Durability::Fsync || self.store.cache().is_crowded();
         if self.shared.wrote(&segment, &file, log_end, length, eager) {
             self.store.flusher().enqueue(&self.shared, Lane::Eager);
         }

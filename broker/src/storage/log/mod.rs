@@ -248,6 +248,8 @@ impl Log {
 
 impl Drop for Log {
     fn drop(&mut self) {
+        self.shared.flush.lock().stopped = true;
+        self.shared.structure.stop();
         self.store.log_dropped(self.shared.partition);
     }
 }

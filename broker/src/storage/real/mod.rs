@@ -12,9 +12,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 
 use super::file_system::{Entry, File, FileSystem, FlushDone, IoJob, OpenMode, Space};
 use file::RealFile;
@@ -39,6 +41,10 @@ enum Device {
 
 /// Threads for reads that wait for the disk: as many as an ordinary disk has use for, on any number of cores.
 const IO_THREADS: usize = 8;
+
+/// How often a lock is tried, and how long to wait in between: the process that had it may be just about to end.
+const LOCK_ATTEMPTS: usize = 50;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 impl Default for RealFileSystem {
     fn default() -> Self {
@@ -148,8 +154,17 @@ impl FileSystem for RealFileSystem {
 
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>> {
         let file = fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
-        rustix::fs::flock(file.as_fd(), FlockOperation::NonBlockingLockExclusive)?;
-        Ok(Box::new(file))
+        let mut patience = LOCK_ATTEMPTS;
+        loop {
+            match rustix::fs::flock(file.as_fd(), FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Box::new(file)),
+                Err(Errno::AGAIN) if patience > 0 => {
+                    patience -= 1;
+                    std::thread::park_timeout(LOCK_PAUSE);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     fn flush_round(&self, files: Vec<Arc<dyn File>>, done: FlushDone) {

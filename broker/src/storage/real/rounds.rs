@@ -101,7 +101,7 @@ impl Rounds {
             None => Err(io::Error::other("no file was opened yet")),
         };
         // The error names no file, so every one of them may have lost bytes.
-        (0..count).map(|_| result.as_ref().map(|()| ()).map_err(copy_of)).collect()
+        (0..count).map(|_| result.as_ref().copied().map_err(copy_of)).collect()
     }
 }
 

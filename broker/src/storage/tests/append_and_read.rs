@@ -99,7 +99,9 @@ fn offsets_are_found_by_time() {
             drop(opened);
             opened = directory.open(small_segments());
         }
-        for (time, offset) in [(-5, Some(0)), (0, Some(0)), (1, Some(10)), (635, Some(640)), (990, Some(990)), (991, None)] {
+        for (time, offset) in
+            [(-5, Some(0)), (0, Some(0)), (1, Some(10)), (635, Some(640)), (990, Some(990)), (991, None)]
+        {
             let found = opened.log.plan_time(time, Offset(1000)).execute().unwrap();
             assert_eq!(found.map(|found| found.offset.get()), offset, "time {time}");
         }

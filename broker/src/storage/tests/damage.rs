@@ -180,7 +180,9 @@ fn a_missing_segment_is_a_hole_and_a_cut_one_an_error_not_a_signal() {
     cut.set_len(30_000).unwrap();
     let mut opened = directory.open(small_segments());
     let missing = opened.report.new_holes[0].clone();
-    assert!(matches!(opened.read_all(0), Err(ReadError::CorruptRange { start, .. }) if start == missing.start));
+    assert!(
+        matches!(opened.read_all(0), Err(ReadError::CorruptRange { start, .. }) if start == missing.start)
+    );
     let Err(ReadError::CorruptRange { end, .. }) = opened.read_all(missing.end.get()) else {
         panic!("the rest of the cut segment is gone")
     };

@@ -114,11 +114,13 @@ fn a_directory_belongs_to_one_process_and_keeps_its_id() {
     let directory = Directory::new();
     let store = directory.store();
     let root = directory.partition().ancestors().nth(3).unwrap().to_owned();
-    let again = Store::open(Arc::new(RealFileSystem::default()), &root, StoreConfig::default(), DirectoryId(2));
+    let again =
+        Store::open(Arc::new(RealFileSystem::default()), &root, StoreConfig::default(), DirectoryId(2));
     assert!(matches!(again, Err(Error::Locked(_))));
     drop(store);
     let (store, report) =
-        Store::open(Arc::new(RealFileSystem::default()), &root, StoreConfig::default(), DirectoryId(2)).unwrap();
+        Store::open(Arc::new(RealFileSystem::default()), &root, StoreConfig::default(), DirectoryId(2))
+            .unwrap();
     assert_eq!((store.directory_id(), report.formatted), (DirectoryId(1), false));
 }
 
