@@ -14,11 +14,12 @@ use highwater_protocol::messages::{
     Credit, Ended, Isolation, Push, SubscribeReply, SubscribeRequest, UnsubscribeRequest,
 };
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::feed::{End, Feed, Grant, LinkId, PartIndex, Subscribing};
+use super::turn::Turn;
 use crate::admin::TopicMetadata;
 use crate::client::Client;
 use crate::error::{Error, ErrorKind};
@@ -200,6 +201,8 @@ pub(super) struct Driver {
     /// Partitions that wait for metadata.
     without_leader: HashSet<PartIndex>,
     refreshing: bool,
+    /// By link: ends when the last subscribe or unsubscribe request is on its way.
+    sent: HashMap<LinkId, Option<oneshot::Receiver<()>>>,
     next_link: u64,
 }
 
@@ -212,6 +215,7 @@ impl Driver {
             connecting: HashMap::new(),
             without_leader: HashSet::new(),
             refreshing: false,
+            sent: HashMap::new(),
             next_link: 0,
         }
     }
@@ -346,8 +350,12 @@ impl Driver {
             replica: None,
         };
         let deadline = self.shared.client.deadline();
+        let turn = self.turn(link);
         self.tasks.spawn(async move {
-            let reply = connection.request(&request, deadline).await;
+            let reply = match turn.send(&connection, &request, deadline).await {
+                Ok(sent) => sent.reply(deadline).await,
+                Err(error) => Err(error),
+            };
             Event::Subscribed(id, reply.map(|(reply, _)| reply))
         });
     }
@@ -355,11 +363,20 @@ impl Driver {
     fn unsubscribe(&mut self, link: LinkId, id: u64) {
         let Some(connection) = self.shared.with(|state| state.links.get(&link).cloned()) else { return };
         let deadline = self.shared.client.deadline();
+        let turn = self.turn(link);
         self.tasks.spawn(async move {
-            // What still comes for it is dropped, whatever the answer is.
-            let _ = connection.request(&UnsubscribeRequest { id }, deadline).await;
+            if let Ok(sent) = turn.send(&connection, &UnsubscribeRequest { id }, deadline).await {
+                // What still comes for it is dropped, whatever the answer is.
+                let _ = sent.reply(deadline).await;
+            }
             Event::Nothing
         });
+    }
+
+    /// The place of the next request in the order of what this driver sends over a link.
+    fn turn(&mut self, link: LinkId) -> Turn {
+        self.shared.with(|state| self.sent.retain(|known, _| state.links.contains_key(known)));
+        Turn::after(self.sent.entry(link).or_default())
     }
 
     fn refresh(&mut self) {

@@ -2,6 +2,7 @@
 
 mod driver;
 mod feed;
+mod turn;
 
 use std::collections::VecDeque;
 use std::future::poll_fn;

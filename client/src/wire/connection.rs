@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -133,6 +134,31 @@ struct Waiting {
     _permit: Option<OwnedSemaphorePermit>,
 }
 
+/// A request that is on its way.
+#[derive(Debug)]
+pub struct Sent<R> {
+    connection: Connection,
+    receiver: oneshot::Receiver<Result<Frame, Lost>>,
+    request: PhantomData<fn() -> R>,
+}
+
+impl<R: Request> Sent<R> {
+    /// Waits for the reply and its attachment until `deadline`.
+    ///
+    /// Cancel safe in that the connection stays usable; whether the broker acted is not known then.
+    ///
+    /// # Errors
+    /// The broker's error, `TimedOut`, or `Connection` when the connection ended first.
+    pub async fn reply(self, deadline: Instant) -> Result<(R::Response, Bytes), Error> {
+        match tokio::time::timeout_at(deadline, self.receiver).await {
+            Ok(Ok(Ok(frame))) => self.connection.read_reply::<R>(&frame),
+            Ok(Ok(Err(lost))) => Err(lost.error),
+            Ok(Err(_)) => Err(self.connection.lost_error()),
+            Err(_) => Err(self.connection.timed_out::<R>()),
+        }
+    }
+}
+
 enum ReplyTo {
     One(oneshot::Sender<Result<Frame, Lost>>),
     Sink(Arc<dyn ReplySink>, u64),
@@ -235,7 +261,17 @@ impl Connection {
         request: &R,
         deadline: Instant,
     ) -> Result<(R::Response, Bytes), Error> {
-        let answer = async {
+        self.send(request, deadline).await?.reply(deadline).await
+    }
+
+    /// Queues a request, and leaves the reply for later: requests go out in the order in which these calls end.
+    ///
+    /// Cancel safe: cancelled, the request was not sent.
+    ///
+    /// # Errors
+    /// `TimedOut` when too many requests are unanswered until `deadline`, or `Connection` when the connection has ended.
+    pub async fn send<R: Request>(&self, request: &R, deadline: Instant) -> Result<Sent<R>, Error> {
+        let queued = async {
             let permit =
                 Arc::clone(&self.shared.in_flight).acquire_owned().await.map_err(|_| self.lost_error())?;
             let (sender, receiver) = oneshot::channel();
@@ -243,17 +279,14 @@ impl Connection {
             let slot = self.shared.outgoing.reserve().await.map_err(|_| self.lost_error())?;
             self.shared.register(id, ReplyTo::One(sender), Some(permit)).map_err(|lost| lost.error)?;
             slot.send(outgoing);
-            match receiver.await {
-                Ok(Ok(frame)) => Ok(frame),
-                Ok(Err(lost)) => Err(lost.error),
-                Err(_) => Err(self.lost_error()),
-            }
+            Ok(Sent { connection: self.clone(), receiver, request: PhantomData })
         };
-        let frame = tokio::time::timeout_at(deadline, answer).await.map_err(|_| {
-            let text = format!("the broker did not answer {} in time", R::API.name());
-            Error::new(ErrorKind::TimedOut, text).with_address(self.address())
-        })??;
-        self.read_reply::<R>(&frame)
+        tokio::time::timeout_at(deadline, queued).await.map_err(|_| self.timed_out::<R>())?
+    }
+
+    fn timed_out<R: Request>(&self) -> Error {
+        let text = format!("the broker did not answer {} in time", R::API.name());
+        Error::new(ErrorKind::TimedOut, text).with_address(self.address())
     }
 
     /// Decodes the reply to a request that was submitted.

@@ -9,6 +9,6 @@ mod pool;
 mod reader;
 mod writer;
 
-pub use connection::{Attachment, Connection, Events, Lost, NoEvents, ReplySink, Settings};
+pub use connection::{Attachment, Connection, Events, Lost, NoEvents, ReplySink, Sent, Settings};
 pub use link::{Connecting, Connector, Link, TcpConnector};
 pub use pool::Pool;
