@@ -113,6 +113,9 @@ impl Store {
         let (marker, boot) = start(&*fs, root, formatted)?;
         let slots = Slots::open(&*fs, root)?;
         fs.sync_directory(root).map_err(Error::io("sync directory", root))?;
+        if !boot.clean {
+            sync_uncertain_names(&*fs, root)?;
+        }
         let store = Arc::new(Self {
             cache: FileCache::new(Arc::clone(&fs), config.open_files_max),
             flusher: Arc::new(Flusher::new(Arc::clone(&fs), slots)),
@@ -456,4 +459,21 @@ fn start(
         fs.sync_directory(root).map_err(Error::io("sync directory", root))?;
     }
     Ok((marker, BootState { clean, same_kernel, report }))
+}
+
+/// After the death of a process its last names are there, but maybe not on the disk: they must be before anybody relies
+/// on what they name.
+fn sync_uncertain_names(fs: &dyn FileSystem, root: &Path) -> Result<(), Error> {
+    let topics = root.join(directory::TOPICS);
+    for topic in fs.list(&topics).map_err(Error::io("list directory", &topics))? {
+        let path = topics.join(&topic.name);
+        if topic.is_directory {
+            fs.sync_directory(&path).map_err(Error::io("sync directory", &path))?;
+        }
+    }
+    for name in [directory::TOPICS, directory::STATE, directory::TRASH] {
+        let path = root.join(name);
+        fs.sync_directory(&path).map_err(Error::io("sync directory", &path))?;
+    }
+    Ok(())
 }

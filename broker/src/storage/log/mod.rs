@@ -6,6 +6,7 @@ mod maintain;
 mod quarantine;
 mod read;
 mod recover;
+mod rewrite;
 mod scan_files;
 mod suspect;
 mod truncate;

@@ -16,7 +16,7 @@ use highwater_protocol::ids::{Offset, TopicPartition};
 use parking_lot::Mutex;
 
 use super::scan_files::{FilesScan, ScannedFile, scan_files};
-use super::{Active, Log, quarantine};
+use super::{Active, Log, quarantine, rewrite};
 use crate::storage::config::LogConfig;
 use crate::storage::error::Error;
 use crate::storage::file_system::FileSystem;
@@ -221,20 +221,31 @@ impl Recovery<'_> {
         truncate_epochs(&mut epochs, decision.log_end);
         let kept = kept_states(scan, decision);
         let cut = self.quarantine_cut(scan, decision, &kept)?;
-        for (file, _) in
-            kept.iter().zip(&scan.files).filter_map(|(state, file)| state.as_ref().map(|s| (file, s)))
-        {
+        let known = self.known();
+        let page_cache_only = known.clean_end.is_none();
+        for (number, (state, file)) in kept.iter().zip(&scan.files).enumerate() {
+            let Some(state) = state else { continue };
+            if page_cache_only {
+                let end = end_offset(scan, decision, number);
+                rewrite::unflushed(state, &*file.file, end, known.flushed_end)
+                    .map_err(Error::io("write segment again", &file.segment.path))?;
+            }
             file.file.sync().map_err(Error::io("sync segment", &file.segment.path))?;
         }
         let active = self.seal_what_is_complete(scan, decision, &kept, &epochs);
-        if !scan.files.is_empty() || self.manifest_changed {
+        // If the kernel runs on, names may be there that the disk does not have yet, the manifest's among them.
+        if !scan.files.is_empty() || self.manifest_changed || page_cache_only {
             sync_names(self.fs, &self.directory, !directory_durable)?;
         }
         if self.manifest_changed || self.manifest.suspect {
-            self.manifest.suspect = false;
             files::replace(self.fs, &self.directory, directory::MANIFEST, &self.manifest.encode())?;
         }
         self.cut_physically(scan, &kept)?;
+        if self.manifest.suspect {
+            // Only now: until it is cut, the page cache shows behind the end what the disk does not have.
+            self.manifest.suspect = false;
+            files::replace(self.fs, &self.directory, directory::MANIFEST, &self.manifest.encode())?;
+        }
         self.report.cut = cut;
         Ok((active, epochs))
     }
@@ -361,7 +372,7 @@ impl Recovery<'_> {
         for (file, state) in scan.files.iter().zip(kept) {
             let path = &file.segment.path;
             match state {
-                Some(state) if file.nonzero_end > state.position => {
+                Some(state) if file.nonzero_end > state.position || self.report.was_suspect => {
                     if cfg!(hw_mutate = "h22_no_physical_cut") {
                         continue;
                     }
