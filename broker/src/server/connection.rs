@@ -34,6 +34,8 @@ const FRAME_BUFFER_BYTES: usize = 4 << 20;
 const REPLY_BYTES_MAX: usize = 64 << 20;
 /// How long a connection that is closed has to take its last bytes.
 const LINGER: Duration = Duration::from_secs(1);
+/// Bytes that are still taken from a connection that is closed, so that its peer comes to read the reason.
+const LINGER_BYTES: usize = 8 << 20;
 
 /// Serves one connection until either side closes it.
 pub(crate) async fn serve<R, W>(node: Arc<Node>, reader: R, writer: W, peer: String)
@@ -268,9 +270,13 @@ where
         .await;
         // A socket that is closed with unread bytes takes back what was not read on the other side.
         if matches!(said, Ok(Ok(()))) {
-            let mut unread = BytesMut::with_capacity(READ_BYTES_MIN);
+            let mut unread = BytesMut::with_capacity(READ_BYTES_MAX);
+            let mut left = LINGER_BYTES;
             let _peer_closed_or_time_is_up = tokio::time::timeout_at(deadline, async {
-                while matches!(self.reader.read_buf(&mut unread).await, Ok(1..)) {
+                while let Ok(count @ 1..) = self.reader.read_buf(&mut unread).await
+                    && count < left
+                {
+                    left -= count;
                     unread.clear();
                 }
             })
