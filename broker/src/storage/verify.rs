@@ -86,8 +86,9 @@ pub(super) fn build_up_to(
     };
     let mut checksum = crc32fast::Hasher::new();
     let source = FileBytes::new(file, entry.length.min(file.length()?), false, READ_AHEAD);
+    // Where a batch ends is in the producer's part of its header, which the second checksum covers.
     let mut scanner =
-        Scanner::new(source, partition, Depth::Headers, entry.name.base_offset, LeaderEpoch(0)).up_to(limit);
+        Scanner::new(source, partition, Depth::Full, entry.name.base_offset, LeaderEpoch(0)).up_to(limit);
     let mut bad: Option<Range<u64>> = None;
     while let Some(found) = scanner.next_found()? {
         match found {

@@ -1,12 +1,13 @@
 //! What a log promised, and whether what is there after a crash keeps it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::ops::Range;
 
 use super::batches::Seen;
 
 /// Everything that can be seen of a log.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Contents {
     /// The first offset.
     pub log_start: u64,
@@ -18,6 +19,18 @@ pub struct Contents {
     pub holes: Vec<Range<u64>>,
     /// All records, read one range after another.
     pub records: Vec<Seen>,
+}
+
+impl fmt::Debug for Contents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { log_start, log_end, flushed_end, holes, records } = self;
+        write!(
+            f,
+            "{log_start}..{log_end} (flushed {flushed_end}, holes {holes:?}, {} records, ",
+            records.len()
+        )?;
+        write!(f, "last {:?})", records.last())
+    }
 }
 
 /// What ended the process.
@@ -39,6 +52,8 @@ pub struct LogModel {
     pub log_start_max: u64,
     /// Who is at each offset, with the epoch: appended, or on the way when the crash came.
     timeline: BTreeMap<u64, (u32, u64)>,
+    /// Where batches end.
+    batch_ends: BTreeSet<u64>,
     /// The next offset: everything below was appended.
     pub written_end: u64,
     /// Everything below was reported as flushed.
@@ -50,6 +65,8 @@ pub struct LogModel {
     /// Where records were refused: they may be there after a power cut until a later append is flushed, and with it
     /// what undid them.
     refused_at: Option<u64>,
+    /// Records of appends that were not undone: they may be there after a crash.
+    stuck: BTreeSet<u64>,
     /// Whether a flush has failed: what was written after the flushed end may be gone without a power cut.
     pub flush_failed: bool,
 }
@@ -68,6 +85,17 @@ impl LogModel {
         }
     }
 
+    /// One of its batches ends here.
+    pub fn batch_ends_at(&mut self, end: u64) {
+        self.batch_ends.insert(end);
+    }
+
+    /// The greatest offset up to `to` at which a batch ends.
+    #[must_use]
+    pub fn batch_end_before(&self, to: u64) -> u64 {
+        self.batch_ends.range(..=to).next_back().copied().unwrap_or(0)
+    }
+
     /// It succeeded.
     pub fn append_succeeded(&mut self, count: u64) {
         self.written_end += count;
@@ -75,9 +103,15 @@ impl LogModel {
 
     /// It was answered with an error: nothing of it counts.
     pub fn append_refused(&mut self) {
-        let refused = self.timeline.split_off(&self.written_end);
+        let refused = self.forget_unwritten();
         self.refused.extend(refused.values().map(|(_, id)| *id));
         self.refused_at = Some(self.written_end);
+    }
+
+    /// It failed in the middle, and it is not known what is left of it.
+    pub fn append_stuck(&mut self) {
+        let stuck = self.forget_unwritten();
+        self.stuck.extend(stuck.values().map(|(_, id)| *id));
     }
 
     /// The log reported everything below `end` as flushed.
@@ -88,17 +122,25 @@ impl LogModel {
         }
     }
 
-    /// What the owner acknowledges and commits.
+    /// What the owner acknowledges and commits: whole batches that are flushed.
     pub fn commit(&mut self, end: u64) {
-        self.high_watermark = self.high_watermark.max(end.min(self.flushed_end));
+        let end = self.batch_end_before(end.min(self.flushed_end));
+        self.high_watermark = self.high_watermark.max(end);
     }
 
     /// The log was truncated: offsets from `to` on are free for other records.
     pub fn truncated(&mut self, to: u64) {
         self.timeline.split_off(&to);
+        self.batch_ends.split_off(&(to + 1));
         self.written_end = self.written_end.min(to);
         self.flushed_end = self.flushed_end.min(to);
         self.epoch += 1;
+    }
+
+    /// Truncating was answered with an error: it may have happened or not.
+    pub fn truncation_unknown(&mut self, to: u64) {
+        self.flushed_end = self.flushed_end.min(to);
+        self.flush_failed = true;
     }
 
     /// Whether `seen` is what a reader of `range` must get while the log runs.
@@ -164,19 +206,27 @@ impl LogModel {
     pub fn adopt(&mut self, there: &Contents) {
         self.timeline = there.records.iter().map(|seen| (seen.offset, (seen.epoch, seen.id))).collect();
         self.written_end = there.log_end;
+        self.batch_ends.split_off(&(there.log_end + 1));
         self.flushed_end = there.log_end;
         self.log_start_max = self.log_start_max.min(there.log_end);
         self.epoch += 1;
         self.refused_at = None;
         for (_, id) in self.timeline.values() {
             self.refused.remove(id);
+            self.stuck.remove(id);
         }
         self.flush_failed = false;
+    }
+
+    fn forget_unwritten(&mut self) -> BTreeMap<u64, (u32, u64)> {
+        self.batch_ends.split_off(&(self.written_end + 1));
+        self.timeline.split_off(&self.written_end)
     }
 
     fn check_record(&self, seen: &Seen, refused_allowed: bool) -> Result<(), String> {
         match self.timeline.get(&seen.offset) {
             Some(&(epoch, id)) if epoch == seen.epoch && id == seen.id => Ok(()),
+            _ if self.stuck.contains(&seen.id) && seen.offset >= self.flushed_end => Ok(()),
             _ if refused_allowed && self.refused.contains(&seen.id) && seen.offset >= self.flushed_end => {
                 Ok(())
             }

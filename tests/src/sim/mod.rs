@@ -3,5 +3,7 @@
 pub mod batches;
 pub mod clock;
 pub mod disk;
+pub mod log_files;
 pub mod log_model;
+pub mod log_world;
 pub mod random;

@@ -5,7 +5,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::content::{Content, PAGE, Page, SECTOR, pages_of, sectors_of};
+
 use crate::sim::random::Random;
+
+const SECTORS_A_PAGE: usize = (PAGE / SECTOR) as usize;
 
 /// Sectors of a page that the cache has and the disk may not have.
 #[derive(Debug, Clone, Copy)]
@@ -13,8 +16,6 @@ struct Dirty {
     mask: u8,
     /// When the page was last written.
     version: u64,
-    /// The version of which the disk has all sectors.
-    on_disk: u64,
 }
 
 /// The dirty pages of a file when a flush round began.
@@ -33,6 +34,8 @@ pub(super) struct FileData {
     cache: Content,
     disk: Content,
     dirty: BTreeMap<u64, Dirty>,
+    /// The version of each sector that the disk has, so that a round that ends late does not bring back an old one.
+    on_disk: BTreeMap<u64, [u64; SECTORS_A_PAGE]>,
     /// The least length since the last sync: what is past it was cut at some time.
     length_min: u64,
     /// How often the file was cut shorter.
@@ -100,6 +103,7 @@ impl FileData {
         for (number, dirty) in std::mem::take(&mut self.dirty) {
             let mask = if self.lossy { dirty.mask } else { u8::MAX };
             self.disk.take_sectors(self.cache.page(number), number, mask);
+            self.now_on_disk(number, mask, dirty.version);
         }
         self.disk.set_length(self.cache.length());
         self.length_min = self.cache.length();
@@ -172,13 +176,15 @@ impl FileData {
             self.disk.allocate(range.start..range.end.min(self.cache.length()));
         }
         for (number, page, then) in &snapshot.pages {
-            let Some(now) = self.dirty.get_mut(number) else { continue };
-            if now.version == then.version {
-                self.disk.take_sectors(page.as_ref(), *number, if self.lossy { then.mask } else { u8::MAX });
+            let there = self.on_disk.get(number).copied().unwrap_or_default();
+            let older = there.iter().enumerate().filter(|(_, version)| **version < then.version);
+            let mask = older.fold(0, |mask, (sector, _)| mask | 1 << sector) & then.mask;
+            if mask != 0 {
+                self.disk.take_sectors(page.as_ref(), *number, mask);
+                self.now_on_disk(*number, mask, then.version);
+            }
+            if self.dirty.get(number).is_some_and(|now| now.version == then.version) {
                 self.dirty.remove(number);
-            } else if now.on_disk < then.version {
-                now.on_disk = then.version;
-                self.disk.take_sectors(page.as_ref(), *number, then.mask);
             }
         }
         self.disk.set_length(self.disk.length().max(snapshot.length));
@@ -233,6 +239,7 @@ impl FileData {
         self.disk.cut(length);
         self.cache = self.disk.clone();
         self.length_min = length;
+        self.on_disk.clear();
         self.reserved.clear();
         self.lossy = false;
     }
@@ -255,17 +262,30 @@ impl FileData {
         self.cut_disk();
         let Some(dirty) = self.dirty.get_mut(&number) else { return };
         let mask = mask & dirty.mask;
-        self.disk.take_sectors(self.cache.page(number), number, mask);
+        let version = dirty.version;
         dirty.mask &= !mask;
         if dirty.mask == 0 {
             self.dirty.remove(&number);
+        }
+        if mask != 0 {
+            self.disk.take_sectors(self.cache.page(number), number, mask);
+            self.now_on_disk(number, mask, version);
+        }
+    }
+
+    fn now_on_disk(&mut self, number: u64, mask: u8, version: u64) {
+        let there = self.on_disk.entry(number).or_default();
+        for (sector, there) in there.iter_mut().enumerate() {
+            if mask & (1 << sector) != 0 {
+                *there = version;
+            }
         }
     }
 
     fn touch(&mut self, range: Range<u64>) {
         self.version += 1;
         for number in pages_of(range.clone()) {
-            let dirty = self.dirty.entry(number).or_insert(Dirty { mask: 0, version: 0, on_disk: 0 });
+            let dirty = self.dirty.entry(number).or_insert(Dirty { mask: 0, version: 0 });
             dirty.mask |= sectors_of(&range, number);
             dirty.version = self.version;
         }

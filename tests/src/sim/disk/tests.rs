@@ -215,6 +215,24 @@ fn rounds_may_complete_in_any_order() {
 }
 
 #[test]
+fn a_late_round_does_not_bring_old_bytes_back() {
+    let (disk, files) = disk();
+    disk.set_flushes(Flushes::Manual);
+    let file = durable(&disk, &files, "a", &[]);
+    write(&file, &[1; 100], 0);
+    begin_round(&files, vec![Arc::clone(&file)]);
+    write(&file, &[2; 100], 100);
+    // Reading past the cache makes the kernel write back what is dirty.
+    file.read_past_cache_at(&mut [0; 200], 0).unwrap();
+    begin_round(&files, vec![Arc::clone(&file)]);
+    assert!(disk.complete_round(1));
+    write(&file, &[3; 100], 200);
+    assert!(disk.complete_round(0));
+    let bytes = [[1; 100], [2; 100]].concat();
+    assert!(outcomes(&disk, "a").iter().flatten().all(|outcome| outcome.starts_with(&bytes)));
+}
+
+#[test]
 fn a_failed_sync_leaves_clean_pages_that_are_lost_at_the_cut() {
     for by_round in [false, true] {
         let (disk, files) = disk();
