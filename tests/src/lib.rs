@@ -12,3 +12,8 @@ pub mod sim;
 pub mod small_disk;
 pub mod wait;
 pub mod workload;
+
+/// The README's Rust example compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct Readme;
