@@ -55,6 +55,15 @@ impl SmallDisk {
         &self.mount
     }
 
+    /// Bytes that are left on it.
+    ///
+    /// # Errors
+    /// When the system does not tell.
+    pub fn available(&self) -> Result<u64> {
+        let stat = rustix::fs::statvfs(&self.mount).context("ask for the space left")?;
+        Ok(stat.f_bavail * stat.f_frsize)
+    }
+
     /// Takes space away: writes a file of `bytes` bytes, or as many as fit, and returns it.
     ///
     /// # Errors

@@ -40,6 +40,9 @@ pub struct Store {
     tail_budget: Arc<TailBudget>,
     open_logs: Mutex<HashSet<TopicPartition>>,
     read_only: AtomicBool,
+    /// Bytes above the reserve when last looked, less what logs have reserved since: a fast log must not get through
+    /// the reserve between two looks.
+    room: AtomicU64,
     closed: AtomicBool,
     trash_count: AtomicU64,
     /// Last, so that it is released last.
@@ -51,8 +54,10 @@ pub struct Store {
 pub struct BootState {
     /// By a clean shutdown.
     pub clean: bool,
-    /// Under the kernel that still runs: no power was cut.
+    /// Under the kernel that still runs, and so did all others since the last report: no power was cut.
     pub same_kernel: bool,
+    /// Under the kernel that still runs: what is in the page cache may not be on the disk.
+    pub page_cache_is_old: bool,
     /// What has to be reported of this and earlier starts (`Store::boot_reported`).
     pub report: BootRecord,
 }
@@ -129,6 +134,7 @@ impl Store {
             marker: marker.unwrap_or_default(),
             open_logs: Mutex::new(HashSet::new()),
             read_only: AtomicBool::new(false),
+            room: AtomicU64::new(0),
             closed: AtomicBool::new(false),
             trash_count: AtomicU64::new(0),
             _lock: lock,
@@ -272,6 +278,7 @@ impl Store {
         let was = self.read_only.load(Ordering::Relaxed);
         let needed = if was { reserve + reserve / 4 } else { reserve };
         let full = space.available < needed;
+        self.room.store(space.available.saturating_sub(reserve), Ordering::Relaxed);
         self.read_only.store(full, Ordering::Relaxed);
         match (was, full) {
             (false, true) => tracing::error!(
@@ -361,6 +368,11 @@ impl Store {
                 return path;
             }
         }
+    }
+
+    /// Takes `bytes` of the room above the reserve. False if there is less: nothing is taken then.
+    pub(super) fn take_room(&self, bytes: u64) -> bool {
+        self.room.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |room| room.checked_sub(bytes)).is_ok()
     }
 
     /// An append found no room: refuse further ones until `refresh_space` finds some.
@@ -458,7 +470,8 @@ fn start(
         fs.remove_file(&clean_path).map_err(Error::io("remove file", &clean_path))?;
         fs.sync_directory(root).map_err(Error::io("sync directory", root))?;
     }
-    Ok((marker, BootState { clean, same_kernel, report }))
+    let page_cache_is_old = last.is_none_or(|last| last.boot_id == boot_id) && !formatted;
+    Ok((marker, BootState { clean, same_kernel, page_cache_is_old, report }))
 }
 
 /// After the death of a process its last names are there, but maybe not on the disk: they must be before anybody relies

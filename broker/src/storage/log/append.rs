@@ -112,6 +112,18 @@ impl Log {
         let step = (active.allocated + active.step).min(segment_bytes).max(needed.next_multiple_of(4096));
         let segment = Arc::clone(&active.file);
         let allocated = active.allocated;
+        let step = if self.store.take_room(step - allocated) {
+            step
+        } else {
+            // What was known may be old: somebody else may have made room since.
+            let least = needed.next_multiple_of(4096);
+            let is_known = self.store.refresh_space().is_ok();
+            if !is_known || !self.store.take_room(least - allocated) {
+                self.store.note_full();
+                return Err(AppendError::Full(self.shared.directory.clone()));
+            }
+            least
+        };
         let result =
             self.store.cache().file(&segment).and_then(|file| allocate(&*file, allocated, step, needed));
         let allocated = result.map_err(|error| self.append_error(&segment, error))?;
