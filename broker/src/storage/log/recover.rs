@@ -222,7 +222,7 @@ impl Recovery<'_> {
         let kept = kept_states(scan, decision);
         let cut = self.quarantine_cut(scan, decision, &kept)?;
         let known = self.known();
-        let page_cache_only = known.clean_end.is_none();
+        let page_cache_only = known.clean_end.is_none() && self.store.boot().page_cache_is_old;
         for (number, (state, file)) in kept.iter().zip(&scan.files).enumerate() {
             let Some(state) = state else { continue };
             if page_cache_only {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use highwater_protocol::ids::{Offset, PartitionId, TopicId, TopicPartition};
 
-use super::support::{Directory, batch, check, open_in, small_segments};
+use super::support::{Directory, batch, check, open_in, small_segments, wait_for_manifest};
 use crate::storage::config::{LogConfig, StoreConfig};
 use crate::storage::error::ReadError;
 
@@ -18,6 +18,7 @@ fn appended_batches_are_read_back_across_segments_and_restarts() {
         assert_eq!(opened.read_all(from).unwrap(), 1000);
     }
     opened.flush();
+    wait_for_manifest(&mut opened);
     drop(opened);
     // Without a clean shutdown.
     let mut opened = directory.open(small_segments());

@@ -7,7 +7,7 @@ use highwater_broker_core::durability::Durability;
 use highwater_broker_core::time::Wall;
 use highwater_protocol::ids::{DirectoryId, Offset};
 
-use super::support::{Directory, PARTITION, check, open_in, small_segments};
+use super::support::{Directory, PARTITION, check, open_in, small_segments, wait_for_manifest, wait_until};
 use crate::storage::config::{LogConfig, StoreConfig};
 use crate::storage::error::{AppendError, Error, ReadError};
 use crate::storage::real::RealFileSystem;
@@ -216,17 +216,4 @@ fn a_suspect_log_serves_again_after_verification() {
     let opened = directory.open(LogConfig::default());
     assert!(!opened.report.was_suspect);
     assert!(opened.store.boot().report.flush_failed);
-}
-
-fn wait_for_manifest(opened: &mut super::support::Opened) {
-    let sealed = opened.log.segment_count() - usize::from(opened.log.has_active());
-    wait_until(|| opened.log.listed_segments() == sealed);
-}
-
-fn wait_until(mut condition: impl FnMut() -> bool) {
-    let deadline = std::time::Instant::now() + Duration::from_secs(30);
-    while !condition() {
-        assert!(std::time::Instant::now() < deadline, "in time");
-        std::thread::yield_now();
-    }
 }

@@ -2,5 +2,6 @@
 
 mod append_and_read;
 mod damage;
+mod faults;
 mod life;
 mod support;

@@ -44,6 +44,10 @@ impl Directory {
         Self(tempfile::tempdir().unwrap())
     }
 
+    pub(super) fn root(&self) -> PathBuf {
+        self.0.path().to_owned()
+    }
+
     pub(super) fn partition(&self) -> PathBuf {
         self.0.path().join("topics").join(PARTITION.topic_id.to_string()).join("0")
     }
@@ -196,4 +200,19 @@ pub(super) fn check(partition: TopicPartition, pieces: &[Bytes], from: u64) -> u
         rest = rest.slice(header.length()..);
     }
     next.unwrap()
+}
+
+/// Waits until all sealed segments are listed.
+pub(super) fn wait_for_manifest(opened: &mut Opened) {
+    let sealed = opened.log.segment_count() - usize::from(opened.log.has_active());
+    wait_until(|| opened.log.listed_segments() == sealed);
+}
+
+/// Waits for a condition, with a deadline.
+pub(super) fn wait_until(mut condition: impl FnMut() -> bool) {
+    let deadline = std::time::Instant::now() + DEADLINE;
+    while !condition() {
+        assert!(std::time::Instant::now() < deadline, "in time");
+        std::thread::yield_now();
+    }
 }
