@@ -37,6 +37,10 @@ const LINGER: Duration = Duration::from_secs(1);
 /// Bytes that are still taken from a connection that is closed, so that its peer comes to read the reason.
 const LINGER_BYTES: usize = 8 << 20;
 
+/// How long a connection must be silent before a broker that drains closes it, and how long it may go on at the most.
+const DRAIN_QUIET: Duration = Duration::from_millis(50);
+const DRAIN_MAX: Duration = Duration::from_secs(2);
+
 /// Serves one connection until either side closes it.
 pub(crate) async fn serve<R, W>(node: Arc<Node>, reader: R, writer: W, peer: String)
 where
@@ -56,6 +60,7 @@ where
         contents: Contents::default(),
         heard: now,
         opened: now,
+        draining_since: None,
         outbox,
         reader,
         writer,
@@ -84,6 +89,8 @@ struct Connection<R, W> {
     /// When something was last read.
     heard: Mono,
     opened: Mono,
+    /// When this connection noticed that the broker drains.
+    draining_since: Option<Mono>,
 }
 
 /// How a connection came to its end.
@@ -149,8 +156,8 @@ where
             ));
         }
         self.check_time()?;
-        if self.node.draining.is_cancelled() && self.session.in_flight == 0 && self.output.is_empty() {
-            return Err(Fault::new(ErrorCode::ShuttingDown, "the broker is shutting down"));
+        if self.node.draining.is_cancelled() {
+            self.check_drained()?;
         }
         self.make_room()
     }
@@ -214,6 +221,18 @@ where
         Ok(())
     }
 
+    /// While the broker drains, what is on its way is still answered, if only with a refusal: a client that is answered
+    /// need not wonder.
+    fn check_drained(&mut self) -> Result<(), Fault> {
+        let now = self.node.clock.mono();
+        let since = *self.draining_since.get_or_insert(now);
+        let quiet = now >= self.heard.max(since).after(DRAIN_QUIET) || now >= since.after(DRAIN_MAX);
+        if quiet && self.session.in_flight == 0 && self.output.is_empty() {
+            return Err(Fault::new(ErrorCode::ShuttingDown, "the broker is shutting down"));
+        }
+        Ok(())
+    }
+
     fn check_time(&self) -> Result<(), Fault> {
         let now = self.node.clock.mono();
         let limits = &self.node.limits;
@@ -241,7 +260,14 @@ where
         let handshake =
             if self.session.is_ready() { idle } else { self.opened.after(limits.handshake_timeout) };
         let feeds = self.session.feeds.next_deadline().unwrap_or(idle);
-        idle.min(handshake).min(feeds)
+        // While something is under way its end wakes this task.
+        let drained = match self.draining_since {
+            Some(since) if self.session.in_flight == 0 && self.output.is_empty() => {
+                self.heard.max(since).after(DRAIN_QUIET)
+            }
+            _ => idle,
+        };
+        idle.min(handshake).min(feeds).min(drained)
     }
 
     /// Says goodbye if there is something to say, and lets the peer read it.

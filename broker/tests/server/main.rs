@@ -1,0 +1,8 @@
+//! The server over in-memory links, frame by frame: what a peer sees, whatever it does.
+#![cfg(test)]
+
+mod connection;
+mod flow;
+mod produce;
+mod subscribe;
+mod support;
