@@ -194,7 +194,7 @@ async fn a_producer_that_floods_without_reading_harms_nobody() {
     scene.others_go_on(50).await.unwrap();
     // What it took is in the log, whole and in order.
     let pass = workload::read(&scene.client, "flooded", PARTITION, None).await.unwrap();
-    assert!(!pass.is_empty() && pass.len() as u64 % BATCH_RECORDS == 0, "{} records", pass.len());
+    assert!(!pass.is_empty() && (pass.len() as u64).is_multiple_of(BATCH_RECORDS), "{} records", pass.len());
     assert!(pass.iter().enumerate().all(|(index, (_, record))| record.number == index as u64), "in order");
 }
 

@@ -1,4 +1,5 @@
 //! The command line, tested from outside: the real binary, its output, its exit codes.
+#![cfg(test)]
 
 mod harness;
 
