@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use highwater_client::{Client, ConsumedBatch, Consumer, Error, ErrorKind, Offset, PartitionId, StartAt};
@@ -50,6 +50,7 @@ pub(crate) async fn run(global: &Global, args: ConsumeArgs) -> anyhow::Result<An
         skip_corrupt: args.skip_corrupt,
         skipped: 0,
         topic: &args.topic,
+        patience: global.timeout,
     };
     let result = consuming.run().await;
     let skipped = consuming.skipped;
@@ -100,6 +101,8 @@ struct Consuming<'a> {
     skip_corrupt: bool,
     skipped: u64,
     topic: &'a str,
+    /// How long to wait for records that are known to be there.
+    patience: Duration,
 }
 
 impl Consuming<'_> {
@@ -109,6 +112,7 @@ impl Consuming<'_> {
         }
         let interrupt = tokio::signal::ctrl_c();
         tokio::pin!(interrupt);
+        let mut progressed = Instant::now();
         while !self.is_done() {
             let batch = tokio::select! {
                 biased;
@@ -119,7 +123,15 @@ impl Consuming<'_> {
                     self.output.write().await?;
                     continue;
                 }
+                () = tokio::time::sleep_until((progressed + self.patience).into()), if self.ends.is_some() => {
+                    anyhow::bail!(
+                        "topic {}: nothing came for {:?} although the end is not reached; see whether its broker runs",
+                        self.topic,
+                        self.patience
+                    );
+                }
             };
+            progressed = Instant::now();
             match batch {
                 Some(Ok(batch)) => self.take(&batch).await?,
                 Some(Err(error)) => self.recover(error).await?,

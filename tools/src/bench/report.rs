@@ -125,9 +125,20 @@ impl Report<'_> {
             self.topic.replication,
             output::plural(u64::from(self.topic.partitions), "partition", "partitions"),
         ))?;
-        let more: Vec<String> = self.more.iter().map(|(name, value)| format!("{name} {value}")).collect();
-        if more.is_empty() { Ok(()) } else { output::line(more.join(", ").replace(['_', '"'], " ")) }
+        let more: Vec<String> =
+            self.more.iter().filter_map(|(name, value)| for_people(name, value)).collect();
+        if more.is_empty() { Ok(()) } else { output::line(more.join(", ")) }
     }
+}
+
+/// `send each`, `batch bytes 262144`; what has no value is left out.
+fn for_people(name: &str, value: &Value) -> Option<String> {
+    let value = match value {
+        Value::Null | Value::Object(_) | Value::Array(_) => return None,
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    Some(format!("{} {value}", name.replace('_', " ")))
 }
 
 /// The name of `--acks` in reports.

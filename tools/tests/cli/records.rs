@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::Stdio;
 
 use serde_json::{Value, json};
@@ -146,6 +146,35 @@ fn consume_follows_and_ends_well_on_ctrl_c_and_on_a_closed_pipe() {
     let output = closed.finish();
     check(&output, 0, &["consume into a closed pipe"]);
     assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn consume_goes_on_when_the_broker_comes_back_and_gives_up_when_it_does_not() {
+    let mut broker = Broker::start();
+    broker.good(&["topic", "create", "t"]);
+    let mut following = Running::start(broker.command(&["consume", "t"]));
+    let mut lines = BufReader::new(following.stdout());
+    for number in 0..3 {
+        let line = format!("line {number}\n");
+        check(&broker.feed(&["produce", "t"], line.as_bytes()), 0, &["produce"]);
+        let mut read = String::new();
+        lines.read_line(&mut read).unwrap();
+        assert_eq!(read, line);
+        broker.kill();
+        broker.restart();
+    }
+    drop(following);
+
+    broker.json(&["bench", "produce", "--create", "--durability", "os", "--records", "60000"]);
+    let mut stuck = Running::start(broker.command(&["consume", "bench", "--exit-at-end", "--timeout", "1s"]));
+    let mut pipe = stuck.stdout();
+    pipe.read_exact(&mut [0]).unwrap();
+    // 60 MB are more than all buffers on the way hold, so not everything can have come.
+    broker.kill();
+    pipe.read_to_end(&mut Vec::new()).unwrap();
+    let output = stuck.finish();
+    check(&output, 2, &["consume without a broker"]);
+    assert!(String::from_utf8(output.stderr).unwrap().contains("nothing came for 1s"));
 }
 
 #[test]
