@@ -70,11 +70,11 @@ pub enum AppendError {
     /// No room, or less than the reserve. Retry when space returns.
     #[error("the disk is full: {path}; free some space, the broker goes on by itself", path = .0.display())]
     Full(PathBuf),
-    /// Writing failed; what was written is undone.
+    /// Writing failed; what was written is undone, durably.
     #[error(transparent)]
     Io(Error),
     /// Writing failed, and what was written could not be undone: it may or may not be there after a restart. Appends go
-    /// on once it is undone.
+    /// on in a new file.
     #[error("an append to {path} failed in the middle and could not be undone: {error}", path = path.display())]
     Stuck {
         /// The segment.

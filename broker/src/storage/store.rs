@@ -104,7 +104,7 @@ impl Store {
         config: StoreConfig,
         new_id: DirectoryId,
     ) -> Result<(Arc<Self>, StoreReport), Error> {
-        fs.create_directory(root).map_err(Error::io("create directory", root))?;
+        make_root(&*fs, root)?;
         let lock_path = root.join(directory::LOCK);
         let lock = fs.lock(&lock_path).map_err(|error| match error.kind() {
             std::io::ErrorKind::WouldBlock => Error::Locked(root.to_owned()),
@@ -421,6 +421,24 @@ impl Store {
         found.sort_unstable();
         Ok((found, strangers))
     }
+}
+
+/// Makes the data directory if it is not there, with a name that survives a power cut.
+fn make_root(fs: &dyn FileSystem, root: &Path) -> Result<(), Error> {
+    // The nearest directory that is there already has a durable name, as far as we can know.
+    let mut made = Vec::new();
+    for path in root.ancestors().filter(|path| !path.as_os_str().is_empty()) {
+        if fs.exists(path).map_err(Error::io("look for directory", path))? {
+            break;
+        }
+        made.push(path);
+    }
+    fs.create_directory(root).map_err(Error::io("create directory", root))?;
+    for path in made {
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        fs.sync_directory(parent).map_err(Error::io("sync directory", parent))?;
+    }
+    Ok(())
 }
 
 /// The directory's id: read, or made.

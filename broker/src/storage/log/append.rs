@@ -17,6 +17,7 @@ use crate::storage::files;
 use crate::storage::segment::SegmentFile;
 use crate::storage::shared::Lane;
 use crate::storage::store::DiskState;
+use crate::storage::structure::move_to_trash;
 
 /// Buffers of one write: what the kernel takes at the most.
 const BUFFERS_MAX: usize = 1024;
@@ -25,13 +26,6 @@ const BUFFERS_MAX: usize = 1024;
 const STEP_BYTES_MIN: u64 = 64 << 10;
 /// Bytes that a file is extended by at the most: what is scanned in vain after a crash.
 const STEP_BYTES_MAX: u64 = 16 << 20;
-
-/// Bytes behind the log end that a failed append has left and that could not be zeroed yet.
-#[derive(Debug)]
-pub(super) struct Undo {
-    file: Arc<SegmentFile>,
-    range: Range<u64>,
-}
 
 impl Log {
     /// Appends batches behind one another, in one vectored write to one segment, and marks the log for the flusher.
@@ -57,7 +51,6 @@ impl Log {
             return Err(AppendError::Full(self.shared.directory.clone()));
         }
         self.check_order(batches);
-        self.finish_undo()?;
         let length: u64 = batches.iter().map(|batch| u64::from(batch.header.batch_length)).sum();
         self.make_room(length)?;
         let Some(active) = &mut self.active else { unreachable!("make_room opened a segment") };
@@ -65,7 +58,7 @@ impl Log {
         let position = active.position;
         let file = self.store.cache().file(&segment).map_err(|error| self.append_error(&segment, error))?;
         if let Err((written, error)) = write_batches(&*file, batches, position) {
-            return Err(self.undo(segment, &file, position..position + written, error));
+            return Err(self.undo(&segment, &file, position..position + written, error));
         }
         self.commit(batches, length);
         let log_end = last.header.end_offset();
@@ -162,34 +155,43 @@ impl Log {
         self.tail.push(batches);
     }
 
-    /// Zeroes what a failed write has left behind the log end, so that no recovery takes it for batches.
+    /// Takes back what a failed write has left behind the log end: no recovery may take it for batches, not even one after
+    /// a power cut. This waits for the disk, on the thread that appends, which a disk that fails has to bear.
     fn undo(
         &mut self,
-        segment: Arc<SegmentFile>,
+        segment: &Arc<SegmentFile>,
         file: &Arc<dyn File>,
         range: Range<u64>,
         error: io::Error,
     ) -> AppendError {
-        // The zeroes have to reach the disk, like what they replace may already have.
-        self.shared.wrote(&segment, file, self.log_end, 0, false);
-        if let Err(undo_error) = zero(&**file, range.clone()) {
-            let path = segment.path.clone();
-            tracing::warn!(path = %path.display(), %error, %undo_error, "a failed append is not undone yet");
-            self.undo = Some(Undo { file: segment, range });
-            return AppendError::Stuck { path, error: Arc::new(error) };
+        if range.is_empty() {
+            return self.append_error(segment, error);
         }
-        self.append_error(&segment, error)
+        let path = segment.path.clone();
+        let stuck = AppendError::Stuck { path: path.clone(), error: Arc::new(io::Error::from(error.kind())) };
+        if let Err(undo_error) = zero(&**file, range) {
+            tracing::warn!(path = %path.display(), %error, %undo_error, "a failed append cannot be undone");
+            self.leave_segment();
+            return stuck;
+        }
+        if let Err(sync_error) = file.sync() {
+            tracing::warn!(path = %path.display(), %error, %sync_error, "a failed append cannot be undone");
+            self.shared.fail(Arc::new(sync_error));
+            return stuck;
+        }
+        self.append_error(segment, error)
     }
 
-    pub(super) fn finish_undo(&mut self) -> Result<(), AppendError> {
-        let Some(undo) = &self.undo else { return Ok(()) };
-        let result = self.store.cache().file(&undo.file).and_then(|file| zero(&*file, undo.range.clone()));
-        match result {
-            Ok(()) => {
-                self.undo = None;
-                Ok(())
+    /// Appends to the active segment no more. Once there is a file behind it, recovery takes nothing from it that is not
+    /// below the offset at which that one starts.
+    fn leave_segment(&mut self) {
+        if self.active_bytes() > 0 {
+            if let Err(error) = self.roll() {
+                self.shared.fail(Arc::new(io::Error::other(error)));
             }
-            Err(error) => Err(AppendError::Stuck { path: undo.file.path.clone(), error: Arc::new(error) }),
+        } else if let Some(active) = self.active.take() {
+            let name = format!("{}-{}", self.shared.partition, active.file.name).replace('/', "-");
+            move_to_trash(&**self.store.file_system(), &active.file.path, &self.store.trash_path(&name));
         }
     }
 

@@ -23,9 +23,6 @@ impl Log {
     /// When flushing fails or has failed: the log is not named in the clean marker then, and is recovered at the next
     /// start as after a crash.
     pub fn close(mut self) -> Result<Closed, Error> {
-        self.finish_undo().map_err(|error| {
-            Error::io("undo an append to", &self.shared.directory)(std::io::Error::other(error))
-        })?;
         self.sync_all()?;
         self.take_in_discovered();
         self.shared.structure.finish(&**self.store.file_system(), &self.shared.directory)?;

@@ -27,7 +27,6 @@ use super::memory_tail::MemoryTail;
 use super::segment::{Sealed, SegmentFile};
 use super::shared::{Lane, LogShared};
 use super::store::Store;
-use append::Undo;
 
 pub use close::Closed;
 pub use maintain::Maintained;
@@ -71,7 +70,6 @@ pub struct Log {
     next_serial: u64,
     tail: MemoryTail,
     suspect: bool,
-    undo: Option<Undo>,
 }
 
 /// The segment that is appended to.

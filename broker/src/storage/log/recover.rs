@@ -466,7 +466,6 @@ impl Recovery<'_> {
             next_serial,
             tail,
             suspect: false,
-            undo: None,
         };
         Ok((log, report))
     }

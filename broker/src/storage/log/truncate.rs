@@ -66,7 +66,6 @@ impl Log {
         self.holes = holes;
         self.sealed = sealed;
         self.active = None;
-        self.undo = None;
         self.log_end = log_end;
         self.flushed_end = log_end;
         self.log_generation = generation;

@@ -233,7 +233,7 @@ fn a_write_that_fails_in_the_middle_leaves_nothing_behind() {
         *plan.write_budget.lock() = None;
         assert_eq!(opened.log.log_end(), Offset(20));
         assert_eq!(opened.read_all(0).unwrap(), 20);
-        // The next append undoes what could not be undone at once.
+        // What could not be undone is left behind.
         opened.append(1, 100);
         opened.log.truncate(Offset(20)).unwrap();
     }
