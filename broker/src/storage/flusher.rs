@@ -102,9 +102,8 @@ impl Flusher {
                 } else {
                     log.log.fail(Arc::new(error));
                 }
-            } else if let Some(sealed) = log.log.flushed(log) {
-                let ready = log.log.structure.flushed(&sealed, log);
-                if let Some(upto) = ready {
+            } else {
+                if let Some(upto) = log.log.flushed(log) {
                     reports.push((Arc::clone(&log.log), log.log_generation, upto));
                 }
                 if log.log.structure.start() {

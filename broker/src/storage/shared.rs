@@ -120,8 +120,6 @@ impl LogShared {
 
     /// Takes the log out of its queue and describes what to flush; `None` if there is nothing.
     pub(super) fn snapshot(self: &Arc<Self>, lane: Lane) -> Option<Snapshot> {
-        // Before the files: a name that is made later belongs to a file that is listed later.
-        let names = self.structure.names_wanted();
         let mut state = self.flush.lock();
         state.queued[lane as usize] = false;
         if state.stopped || state.files.is_empty() {
@@ -142,13 +140,18 @@ impl LogShared {
             upto,
             files: state.files[..count].to_vec(),
             bytes: if lane == Lane::Eager { self.unflushed_bytes.load(Ordering::Relaxed) } else { 0 },
-            names,
+            // After the files: a file is listed only after its name was made, so this covers all of them.
+            names: self.structure.names_wanted(),
         })
     }
 
-    /// Takes what a round has flushed off the list. Returns what was sealed by it, in order, or `None` if the round is
-    /// void because the log was truncated or stopped meanwhile.
-    pub(super) fn flushed(&self, round: &Snapshot) -> Option<Vec<Arc<Sealing>>> {
+    /// Takes what a round has flushed off the list, and has the segments that were sealed by it listed. Returns the
+    /// flushed end if it can be reported at once. Nothing happens if the round is void because the log was truncated or
+    /// stopped meanwhile.
+    ///
+    /// Both in one step: a segment that is off this list and not on the other one yet would be overtaken by a later one,
+    /// or by the end of the log, and the next start would take it for a leftover.
+    pub(super) fn flushed(&self, round: &Snapshot) -> Option<Offset> {
         let mut state = self.flush.lock();
         if state.stopped || state.log_generation != round.log_generation {
             return None;
@@ -173,7 +176,7 @@ impl LogShared {
         }
         let bytes = round.bytes.min(self.unflushed_bytes.load(Ordering::Relaxed));
         self.unflushed_bytes.fetch_sub(bytes, Ordering::Relaxed);
-        Some(sealed)
+        self.structure.flushed(&sealed, round)
     }
 
     /// Notes a new flushed end; false if it is void or no news.
@@ -237,5 +240,146 @@ impl FlushState {
     /// Whether the caller has to put the log into the queue of a lane.
     pub(super) fn queue(&mut self, lane: Lane) -> bool {
         !self.stopped && !self.files.is_empty() && !std::mem::replace(&mut self.queued[lane as usize], true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use highwater_broker_core::log::manifest::{Location, Manifest};
+    use highwater_broker_core::log::segment_name::SegmentName;
+    use highwater_protocol::ids::{PartitionId, TopicId};
+
+    use super::super::file_system::{FileSystem, OpenMode};
+    use super::super::real::RealFileSystem;
+    use super::*;
+
+    /// Races are met only now and then.
+    const ATTEMPTS: usize = 3_000;
+
+    struct Deaf;
+
+    impl FlushSink for Deaf {
+        fn flush_done(&self, _outcome: FlushOutcome) {}
+    }
+
+    struct Fixture {
+        _directory: tempfile::TempDir,
+        file: Arc<dyn File>,
+    }
+
+    impl Fixture {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let file =
+                RealFileSystem::default().open(&directory.path().join("a"), OpenMode::CreateNew).unwrap();
+            Self { _directory: directory, file }
+        }
+
+        fn log() -> Arc<LogShared> {
+            Self::log_in(Path::new("unused"))
+        }
+
+        fn log_in(directory: &Path) -> Arc<LogShared> {
+            Arc::new(LogShared {
+                partition: TopicPartition::new(TopicId(1), PartitionId(0)),
+                directory: directory.to_owned(),
+                sink: Arc::new(Deaf),
+                flush: Mutex::default(),
+                structure: Structure::new(Manifest::default(), true),
+                discovered: Mutex::default(),
+                has_discovered: AtomicBool::new(false),
+                unflushed_bytes: AtomicU64::new(0),
+            })
+        }
+
+        fn write(&self, log: &Arc<LogShared>, serial: u64) -> Arc<SegmentFile> {
+            let name = SegmentName { serial, base_offset: Offset(serial * 10) };
+            let segment = SegmentFile::new(log.partition, &log.directory, name, true);
+            log.structure.name_created();
+            log.wrote(&segment, &self.file, Offset(serial * 10 + 10), 1, true);
+            segment
+        }
+
+        fn seal(&self, log: &Arc<LogShared>, segment: &Arc<SegmentFile>) {
+            let entry = SealedSegment {
+                name: segment.name,
+                end_offset: segment.name.base_offset.next(),
+                length: 1,
+                checksum: 0,
+                max_timestamp: 0,
+                first_append_time: 0,
+                last_append_time: 0,
+                location: Location::Local,
+            };
+            let sealing = Sealing { entry, index: Arc::new(SparseIndex::default()), epochs: Vec::new() };
+            log.seal(segment, &self.file, sealing, Lane::Background);
+        }
+    }
+
+    #[test]
+    fn a_round_knows_the_names_of_all_files_that_it_flushes() {
+        let fixture = Fixture::new();
+        for _ in 0..ATTEMPTS {
+            let log = Fixture::log();
+            let round = std::thread::scope(|scope| {
+                let flusher = scope.spawn(|| {
+                    loop {
+                        if let Some(round) = log.snapshot(Lane::Eager) {
+                            return round;
+                        }
+                    }
+                });
+                fixture.write(&log, 0);
+                flusher.join().unwrap()
+            });
+            assert_eq!((round.upto, round.names), (Offset(10), 1), "the name of the file it flushes");
+        }
+    }
+
+    #[test]
+    fn rounds_of_both_lanes_list_segments_in_order() {
+        let fixture = Fixture::new();
+        for _ in 0..ATTEMPTS {
+            let log = Fixture::log();
+            let first = fixture.write(&log, 0);
+            fixture.seal(&log, &first);
+            let second = fixture.write(&log, 1);
+            let background = log.snapshot(Lane::Background).unwrap();
+            fixture.seal(&log, &second);
+            let eager = log.snapshot(Lane::Eager).unwrap();
+            std::thread::scope(|scope| {
+                scope.spawn(|| log.flushed(&background));
+                scope.spawn(|| log.flushed(&eager));
+            });
+            let serials = |manifest: &mut Manifest| {
+                (
+                    manifest.segments.iter().map(|entry| entry.name.serial).collect::<Vec<_>>(),
+                    manifest.next_serial,
+                )
+            };
+            assert_eq!(log.structure.change(Vec::new(), serials), (vec![0, 1], 2));
+        }
+    }
+
+    #[test]
+    fn a_round_that_covers_less_does_not_take_back_what_is_to_be_reported() {
+        let fixture = Fixture::new();
+        let directory = tempfile::tempdir().unwrap();
+        let log = Fixture::log_in(directory.path());
+        let first = fixture.write(&log, 0);
+        fixture.seal(&log, &first);
+        fixture.write(&log, 1);
+        let background = log.snapshot(Lane::Background).unwrap();
+        let eager = log.snapshot(Lane::Eager).unwrap();
+        assert_eq!(log.flushed(&eager), None, "the names are not durable yet");
+        assert_eq!(log.flushed(&background), None);
+        let fs = RealFileSystem::default();
+        let reported = Mutex::new(Vec::new());
+        assert!(log.structure.start());
+        let report = |generation, upto| reported.lock().push((generation, upto));
+        log.structure.run(&fs, &log, report).unwrap();
+        assert_eq!(*reported.lock(), [(0, Offset(20))]);
     }
 }

@@ -110,7 +110,14 @@ impl Structure {
         if round.names <= state.names_durable || cfg!(hw_mutate = "h19_no_directory_sync") {
             return Some(round.upto);
         }
-        state.report = Some((round.names, round.log_generation, round.upto));
+        let report = (round.names, round.log_generation, round.upto);
+        state.report = Some(match state.report {
+            // A round of the other lane may have begun earlier and end later: what it covers is less, not more.
+            Some((names, generation, upto)) if generation == round.log_generation => {
+                (names.max(round.names), generation, upto.max(round.upto))
+            }
+            _ => report,
+        });
         None
     }
 
