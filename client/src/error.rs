@@ -4,6 +4,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
+use highwater_protocol::batch::RecordsError;
 use highwater_protocol::error_code::ErrorCode;
 use highwater_protocol::ids::{Offset, PartitionId};
 
@@ -292,6 +293,13 @@ fn kind_of(code: ErrorCode) -> ErrorKind {
         | ErrorCode::DuplicateSubscription
         | ErrorCode::UnknownSubscription => ErrorKind::Protocol,
         _ => ErrorKind::Internal,
+    }
+}
+
+/// The producer of a batch wrote something that is not records.
+impl From<RecordsError> for Error {
+    fn from(error: RecordsError) -> Self {
+        Self::new(ErrorKind::CorruptBatch, format!("a batch does not decode: {error}")).with_source(error)
     }
 }
 

@@ -248,6 +248,21 @@ async fn the_produce_window_is_kept_and_overdrawn_by_one_batch_at_the_most() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_window_that_stays_closed_fails_records_at_their_deadline() {
+    let mut broker = Broker::new(Behaviour { produce_window: 1, ..Behaviour::default() });
+    let client = broker.client().await;
+    let producer = client.producer().batch_bytes(1).delivery_timeout(Duration::from_secs(4)).build();
+    let first = producer.send(record("a")).await.unwrap();
+    let behind = producer.send(record("b")).await.unwrap();
+    broker.next_produce().await.acknowledge(0).await;
+    first.await.unwrap();
+    let begun = tokio::time::Instant::now();
+    let error = behind.await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TimedOut, "it never left");
+    assert!(begun.elapsed() <= Duration::from_secs(4));
+}
+
+#[tokio::test(start_paused = true)]
 async fn one_request_carries_batches_of_many_partitions_in_order() {
     let mut broker = Broker::new(Behaviour { partitions: 4, ..Behaviour::default() });
     let client = broker.client().await;

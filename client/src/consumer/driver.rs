@@ -1,53 +1,20 @@
 //! The task that keeps a consumer subscribed.
 
 use std::collections::{HashMap, HashSet};
-use std::fmt;
 use std::sync::Arc;
-use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use highwater_protocol::api::ApiKey;
-use highwater_protocol::error_code::ErrorCode;
-use highwater_protocol::frame::Frame;
-use highwater_protocol::ids::{Offset, PartitionId};
-use highwater_protocol::messages::{
-    Credit, Ended, Isolation, Push, SubscribeReply, SubscribeRequest, UnsubscribeRequest,
-};
-use parking_lot::Mutex;
-use tokio::sync::{Notify, oneshot};
+use highwater_protocol::ids::Offset;
+use highwater_protocol::messages::{Credit, Isolation, SubscribeReply, SubscribeRequest, UnsubscribeRequest};
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 
-use super::feed::{End, Feed, Grant, LinkId, PartIndex, Subscribing};
+use super::feed::{End, LinkId, PartIndex, Subscribing};
+use super::shared::{Inbox, Shared, now};
 use super::turn::Turn;
 use crate::admin::TopicMetadata;
-use crate::client::Client;
 use crate::error::{Error, ErrorKind};
-use crate::wire::{Connection, Events};
-
-/// What the consumer, its driver and its connections share.
-pub(super) struct Shared {
-    pub(super) client: Client,
-    pub(super) topic: Arc<TopicMetadata>,
-    state: Mutex<State>,
-    /// The driver has something to do.
-    work: Notify,
-    /// Ends the driver.
-    pub(super) cancel: CancellationToken,
-}
-
-pub(super) struct State {
-    pub(super) feed: Feed,
-    /// The application, waiting.
-    pub(super) waker: Option<Waker>,
-    links: HashMap<LinkId, Connection>,
-    /// Subscriptions to end.
-    unwanted: Vec<(LinkId, u64)>,
-    /// Credit that could not be sent at once.
-    grants: Vec<Grant>,
-    /// The topic's metadata is out of date.
-    refresh: bool,
-}
+use crate::wire::Connection;
 
 /// What the driver's helpers found.
 enum Event {
@@ -56,139 +23,6 @@ enum Event {
     Subscribed(u64, Result<SubscribeReply, Error>),
     Topic(Result<Arc<TopicMetadata>, Error>),
     Nothing,
-}
-
-impl Shared {
-    pub(super) fn new(client: Client, topic: Arc<TopicMetadata>, feed: Feed) -> Self {
-        let state = State {
-            feed,
-            waker: None,
-            links: HashMap::new(),
-            unwanted: Vec::new(),
-            grants: Vec::new(),
-            refresh: false,
-        };
-        Self {
-            client,
-            topic,
-            state: Mutex::new(state),
-            work: Notify::new(),
-            cancel: CancellationToken::new(),
-        }
-    }
-
-    /// Looks at or changes the feed. The lock is held for no longer than that.
-    pub(super) fn with<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
-        change(&mut self.state.lock())
-    }
-
-    /// Changes the feed and wakes the application if `change` says so.
-    fn tell(&self, change: impl FnOnce(&mut State) -> bool) {
-        let waker = {
-            let mut state = self.state.lock();
-            let wake = change(&mut state);
-            if wake { state.waker.take() } else { None }
-        };
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-    }
-
-    /// Gives credit, at once if the connection has room for the message.
-    pub(super) fn give(&self, grant: Grant) {
-        let connection = self.state.lock().links.get(&grant.link).cloned();
-        let Some(connection) = connection else { return };
-        if !connection.try_one_way(&Credit { id: grant.id, limit: grant.limit }) {
-            self.state.lock().grants.push(grant);
-            self.work.notify_one();
-        }
-    }
-
-    /// Ends a subscription that nobody wants any more, and subscribes what is to be subscribed.
-    pub(super) fn unsubscribe(&self, old: Option<(LinkId, u64)>) {
-        self.state.lock().unwanted.extend(old);
-        self.work.notify_one();
-    }
-
-    fn context(&self, error: Error, partition: PartitionId) -> Error {
-        error.with_partition(&self.topic.name, partition)
-    }
-}
-
-impl fmt::Debug for Shared {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shared").field("topic", &self.topic.name).finish_non_exhaustive()
-    }
-}
-
-/// What one connection tells.
-#[derive(Debug)]
-struct Inbox {
-    shared: Arc<Shared>,
-    link: LinkId,
-}
-
-impl Events for Inbox {
-    fn one_way(&self, frame: Frame) {
-        let result = match frame.header.api {
-            ApiKey::PUSH => frame.decode_body::<Push>().map(|push| {
-                let high_watermark = Offset(push.high_watermark);
-                self.shared.tell(|state| state.feed.push(push.id, high_watermark, frame.attachment));
-            }),
-            ApiKey::ENDED => frame.decode_body::<Ended>().map(|ended| self.ended(ended)),
-            other => {
-                tracing::debug!(api = other.name(), "a one-way message that a consumer does not expect");
-                Ok(())
-            }
-        };
-        if let Err(error) = result {
-            let text = format!("malformed message: {error}");
-            let connection = self.shared.with(|state| state.links.get(&self.link).cloned());
-            if let Some(connection) = connection {
-                connection.close(Error::new(ErrorKind::Protocol, text).with_address(connection.address()));
-            }
-        }
-    }
-
-    fn closed(&self, error: &Error) {
-        tracing::debug!(%error, topic = %self.shared.topic.name, "a consumer's connection is lost");
-        let random = self.shared.client.random();
-        self.shared.with(|state| {
-            state.links.remove(&self.link);
-            state.feed.link_lost(self.link, now(), random);
-            // The leader may be another one by now.
-            state.refresh = true;
-        });
-        self.shared.work.notify_one();
-    }
-}
-
-impl Inbox {
-    fn ended(&self, ended: Ended) {
-        let code = ErrorCode::from_code(ended.code);
-        let error = Error::from_code(code, ended.message).with_topic(&self.shared.topic.name);
-        let end = End {
-            error,
-            corrupt: ended.corrupt.map(|range| Offset(range.start)..Offset(range.end)),
-            log_range: (ended.log_end > 0).then_some(Offset(ended.log_start)..Offset(ended.log_end)),
-        };
-        self.shared.subscription_ended(ended.id, end);
-    }
-}
-
-impl Shared {
-    fn subscription_ended(&self, id: u64, end: End) {
-        let random = self.client.random();
-        self.tell(|state| {
-            let end = match state.feed.partition_of(id) {
-                Some(partition) => End { error: self.context(end.error, partition), ..end },
-                None => end,
-            };
-            state.refresh |= state.feed.ended(id, end, now(), random);
-            true
-        });
-        self.work.notify_one();
-    }
 }
 
 /// The driver's own state.
@@ -356,6 +190,12 @@ impl Driver {
                 Ok(sent) => sent.reply(deadline).await,
                 Err(error) => Err(error),
             };
+            if let Err(error) = &reply
+                && error.kind() == ErrorKind::TimedOut
+            {
+                // It may become live yet, and take credit that nobody gives back.
+                connection.close(error.clone());
+            }
             Event::Subscribed(id, reply.map(|(reply, _)| reply))
         });
     }
@@ -486,9 +326,4 @@ impl Driver {
         self.tasks.shutdown().await;
         self.shared.with(|state| state.links.clear());
     }
-}
-
-/// The clock of the feed: tokio's, which tests can hold.
-fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
 }

@@ -2,6 +2,7 @@
 
 mod driver;
 mod feed;
+mod shared;
 mod turn;
 
 use std::collections::VecDeque;
@@ -15,8 +16,9 @@ use highwater_protocol::batch::{BatchHeader, Records};
 use highwater_protocol::compression::CompressionError;
 use highwater_protocol::ids::{Offset, PartitionId, TopicPartition};
 
-use self::driver::{Driver, Shared};
+use self::driver::Driver;
 use self::feed::{Chunk, Feed, PartIndex, Taken};
+use self::shared::Shared;
 use crate::client::Client;
 use crate::error::{Error, ErrorKind};
 use crate::record::{ConsumedBatch, ConsumedRecord};

@@ -1,6 +1,7 @@
 //! Producing records: partitioner → accumulator → sequencer → sender.
 
 mod accumulator;
+mod builder;
 mod delivery;
 mod links;
 mod outcome;
@@ -8,149 +9,25 @@ mod partitioner;
 mod sender;
 mod sequencer;
 
+pub use builder::ProducerBuilder;
 pub use delivery::{BatchDelivery, BatchReceipt, Delivery, RunReceipt};
 
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
-use highwater_protocol::compression::Compression;
 use highwater_protocol::ids::PartitionId;
-use highwater_protocol::limits::BATCH_BYTES_MAX;
-use highwater_protocol::messages::Acks;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use self::accumulator::{Accumulator, Admission, BatchId, Bounds};
+use self::builder::Settings;
 use self::links::Inbox;
-use self::sender::Sender;
 use crate::client::Client;
 use crate::error::{Error, ErrorKind};
 use crate::record::ProducerRecord;
-
-/// Settings of a [`Producer`].
-#[derive(Debug, Clone)]
-#[must_use = "a producer is made by build()"]
-pub struct ProducerBuilder {
-    client: Client,
-    settings: Settings,
-}
-
-#[derive(Debug, Clone)]
-struct Settings {
-    acks: Acks,
-    linger: Duration,
-    batch_bytes: usize,
-    memory_bytes: usize,
-    max_in_flight: usize,
-    delivery_timeout: Duration,
-    compression: Compression,
-}
-
-impl ProducerBuilder {
-    pub(crate) const fn new(client: Client) -> Self {
-        let settings = Settings {
-            acks: Acks::All,
-            linger: Duration::ZERO,
-            batch_bytes: 256 << 10,
-            memory_bytes: 64 << 20,
-            max_in_flight: 64,
-            delivery_timeout: Duration::from_secs(30),
-            compression: Compression::None,
-        };
-        Self { client, settings }
-    }
-
-    /// When the broker acknowledges. Default: [`Acks::All`], when the records are committed; only with it nothing
-    /// acknowledged is lost.
-    pub const fn acks(mut self, acks: Acks) -> Self {
-        self.settings.acks = acks;
-        self
-    }
-
-    /// How long a batch waits for more records before it is sent. Default: not at all; batches fill while earlier
-    /// ones are on their way.
-    pub const fn linger(mut self, linger: Duration) -> Self {
-        self.settings.linger = linger;
-        self
-    }
-
-    /// Bytes of records after which a batch is sent; a record that is larger has a batch of its own. Default: 256 KiB.
-    pub const fn batch_bytes(mut self, bytes: usize) -> Self {
-        self.settings.batch_bytes = bytes;
-        self
-    }
-
-    /// Bytes of records that may wait for their acknowledgement; beyond it [`Producer::send`] waits. Default: 64 MiB.
-    pub const fn memory_bytes(mut self, bytes: usize) -> Self {
-        self.settings.memory_bytes = bytes;
-        self
-    }
-
-    /// Produce requests that may be unanswered at once on a connection; the broker may allow fewer. Default: 64.
-    pub const fn max_in_flight(mut self, count: usize) -> Self {
-        self.settings.max_in_flight = count;
-        self
-    }
-
-    /// How long a record may wait from its admission to its acknowledgement, with all retries, and how long
-    /// [`Producer::send`] may wait for room. Default: 30 seconds.
-    pub const fn delivery_timeout(mut self, timeout: Duration) -> Self {
-        self.settings.delivery_timeout = timeout;
-        self
-    }
-
-    /// How batches are compressed. Default: not at all.
-    pub const fn compression(mut self, compression: Compression) -> Self {
-        self.settings.compression = compression;
-        self
-    }
-
-    /// Starts the producer. Connections are made when records need them. Must be called in a tokio runtime.
-    ///
-    /// ```no_run
-    /// # fn example(client: highwater_client::Client) {
-    /// use std::time::Duration;
-    ///
-    /// use highwater_client::{Acks, Compression};
-    ///
-    /// let producer = client
-    ///     .producer()
-    ///     .acks(Acks::All)
-    ///     .linger(Duration::from_millis(2))
-    ///     .batch_bytes(512 << 10)
-    ///     .compression(Compression::Lz4)
-    ///     .build();
-    /// # drop(producer);
-    /// # }
-    /// ```
-    #[must_use]
-    pub fn build(self) -> Producer {
-        let settings = self.settings;
-        let bounds = Bounds {
-            batch_bytes: settings.batch_bytes.clamp(1, BATCH_BYTES_MAX),
-            memory_bytes: settings.memory_bytes,
-            linger: settings.linger,
-            compression: settings.compression,
-        };
-        let shared = Arc::new(Shared {
-            client: self.client,
-            settings,
-            accumulator: Mutex::new(Accumulator::new(bounds)),
-            room: Notify::new(),
-            inbox: Arc::new(Inbox::default()),
-            flushes: Mutex::new(Vec::new()),
-            batch_filled: AtomicBool::new(false),
-            stopping: AtomicBool::new(false),
-            aborted: AtomicBool::new(false),
-            stopped: CancellationToken::new(),
-        });
-        tokio::spawn(Sender::new(Arc::clone(&shared)).run());
-        Producer { shared }
-    }
-}
 
 /// Sends records. All methods take `&self`: share it by reference or in an `Arc`.
 ///
@@ -365,6 +242,21 @@ impl Producer {
 }
 
 impl Shared {
+    fn new(client: Client, settings: Settings, bounds: Bounds) -> Self {
+        Self {
+            client,
+            settings,
+            accumulator: Mutex::new(Accumulator::new(bounds)),
+            room: Notify::new(),
+            inbox: Arc::default(),
+            flushes: Mutex::new(Vec::new()),
+            batch_filled: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
+            aborted: AtomicBool::new(false),
+            stopped: CancellationToken::new(),
+        }
+    }
+
     fn try_admit(&self, record: &ProducerRecord<'_>) -> Attempt {
         let mut accumulator = self.accumulator.lock();
         let (attempt, wake) = match accumulator.admit(record, wall_ms(), now, || self.client.random()) {

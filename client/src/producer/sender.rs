@@ -1,21 +1,22 @@
 //! The task that takes batches out of the accumulator, sends them and hears what became of them.
 
+mod leaders;
+mod replies;
+
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use highwater_protocol::error_code::{Duty, ErrorCode};
 use highwater_protocol::ids::{PartitionId, TopicPartition};
 use highwater_protocol::limits::PRODUCE_BATCHES_MAX;
-use highwater_protocol::messages::{ProduceBatch, ProduceReply, ProduceRequest};
+use highwater_protocol::messages::{ProduceBatch, ProduceRequest};
 use tokio::task::JoinSet;
 
 use super::accumulator::{Accumulator, BatchId, Collected, LaneIndex};
 use super::delivery::{Acknowledged, BatchAck};
-use super::links::{Link, Peer, PeerState};
-use super::outcome::{verdict, verdict_on_all};
-use super::sequencer::{Done, Lane, LinkId, Verdict, timed_out};
+use super::links::{Peer, PeerState};
+use super::sequencer::{Done, Lane, timed_out};
 use super::{Shared, now};
 use crate::admin::TopicMetadata;
 use crate::error::{Error, ErrorKind};
@@ -202,6 +203,7 @@ impl Sender {
             PeerState::Up(link) => Some((peer, link)),
             _ => None,
         });
+        let mut sent = false;
         if let Some((peer, link)) = link.filter(|(_, link)| partition.lane.can_send(link.id, now)) {
             let parcel = parcels.get(&peer);
             let bytes = parcel.map_or(0, |parcel| parcel.bytes);
@@ -218,12 +220,12 @@ impl Sender {
                     let parcel = parcels.entry(peer).or_default();
                     parcel.bytes += picked.length();
                     parcel.batches.push((index, picked));
+                    sent = true;
                 }
             }
-            // What is left goes when a reply or the window comes.
-            return None;
         }
-        self.expire(index, peer, now, accumulator)
+        // What is left goes when a reply or the window comes, or not at all.
+        if sent { None } else { self.expire(index, peer, now, accumulator) }
     }
 
     /// Ends batches of a partition that cannot be sent and waited too long. Returns when the next one does.
@@ -258,69 +260,6 @@ impl Sender {
         }
         let refresh = self.refresh_backoff.get(&partition.topic.name).map(|(_, not_before)| *not_before);
         earliest(wake_at.filter(|at| *at > now), refresh.filter(|at| *at > now))
-    }
-
-    /// The leader of a partition, if it is known; asks for it otherwise, and connects to it.
-    fn leader_of(&mut self, index: LaneIndex, now: Instant) -> Option<usize> {
-        let peer = match self.partitions[index].peer {
-            Some(peer) => peer,
-            None => {
-                let peer = self.find_leader(index, now)?;
-                self.partitions[index].peer = Some(peer);
-                peer
-            }
-        };
-        if let PeerState::Down { not_before } = self.peers[peer].state
-            && not_before.is_none_or(|not_before| not_before <= now)
-        {
-            self.peers[peer].state = PeerState::Connecting;
-            let shared = Arc::clone(&self.shared);
-            let address = Arc::clone(&self.peers[peer].address);
-            self.tasks.spawn(async move {
-                let inbox = Arc::clone(&shared.inbox);
-                Event::Connected(peer, shared.client.pool().connect(&address, inbox).await)
-            });
-        }
-        Some(peer)
-    }
-
-    fn find_leader(&mut self, index: LaneIndex, now: Instant) -> Option<usize> {
-        let partition = &self.partitions[index];
-        let metadata = self.shared.client.metadata();
-        let current = metadata.topic(&partition.topic.name);
-        let current = current.filter(|topic| topic.topic_id == partition.place.topic_id);
-        let address =
-            current.and_then(|topic| metadata.leader_address(&topic, partition.place.partition).ok());
-        let Some(address) = address else {
-            self.refresh(index, now);
-            return None;
-        };
-        if let Some(peer) = self.peers.iter().position(|peer| *peer.address == *address) {
-            return Some(peer);
-        }
-        self.peers.push(Peer {
-            address: Arc::from(address),
-            state: PeerState::Down { not_before: None },
-            backoff: self.shared.client.backoff(),
-            last_error: None,
-        });
-        Some(self.peers.len() - 1)
-    }
-
-    /// Asks for a topic's metadata, unless that is being done or was done a moment ago.
-    fn refresh(&mut self, index: LaneIndex, now: Instant) {
-        let topic = Arc::clone(&self.partitions[index].topic);
-        let client = self.shared.client.clone();
-        let fresh = || (client.backoff(), now);
-        let (backoff, not_before) = self.refresh_backoff.entry(topic.name.clone()).or_insert_with(fresh);
-        if *not_before > now || !self.refreshing.insert(topic.name.clone()) {
-            return;
-        }
-        *not_before = now + backoff.next(client.random());
-        self.tasks.spawn(async move {
-            let result = client.refresh_topic(&topic.name, client.deadline()).await;
-            Event::Topic(topic, result)
-        });
     }
 
     /// Builds a request and hands it to the connection.
@@ -373,163 +312,6 @@ impl Sender {
         self.requests.insert(tag, InFlight { peer, entries, deadline: now + time + REPLY_GRACE });
         if let Err(error) = submitted {
             self.take_reply(tag, Err(Lost { sent: false, error }));
-        }
-    }
-
-    fn take_reply(&mut self, tag: u64, reply: Result<highwater_protocol::frame::Frame, Lost>) {
-        let Some(request) = self.requests.remove(&tag) else { return };
-        let now = now();
-        let random = self.shared.client.random();
-        let address = Arc::clone(&self.peers[request.peer].address);
-        let PeerState::Up(link) = &mut self.peers[request.peer].state else { return };
-        link.in_flight -= 1;
-        let verdicts: Vec<Verdict<Acknowledged>> = match reply {
-            Ok(frame) => {
-                let decoded = link.connection.read_reply::<ProduceRequest>(&frame).map(|(reply, _)| reply);
-                self.verdicts(&request.entries, decoded, &address)
-            }
-            Err(lost) => {
-                let verdict = |_| Verdict::Lost { error: lost.error.clone(), sent: lost.sent };
-                request.entries.iter().map(verdict).collect()
-            }
-        };
-        for ((index, number), verdict) in request.entries.into_iter().zip(verdicts) {
-            match &verdict {
-                Verdict::Acknowledged(_) => self.peers[request.peer].backoff.reset(),
-                Verdict::Refused { error, .. } => self.note_refusal(index, error),
-                _ => {}
-            }
-            self.partitions[index].lane.resolve(number, verdict, now, random, &mut self.done);
-            if self.partitions[index].lane.has_again() {
-                self.list(index);
-            }
-        }
-    }
-
-    fn verdicts(
-        &self,
-        entries: &[(LaneIndex, u64)],
-        reply: Result<ProduceReply, Error>,
-        address: &str,
-    ) -> Vec<Verdict<Acknowledged>> {
-        let context = |index: LaneIndex| {
-            let partition = &self.partitions[index];
-            let (name, number) = (&partition.topic.name, partition.place.partition);
-            move |error: Error| error.with_partition(name, number).with_address(address)
-        };
-        let error = match reply {
-            Ok(reply) if reply.results.len() == entries.len() => {
-                let of = |((index, _), result): (&(LaneIndex, u64), _)| {
-                    verdict(result, self.partitions[*index].place.partition, context(*index))
-                };
-                return entries.iter().zip(reply.results).map(of).collect();
-            }
-            Ok(reply) => {
-                let text =
-                    format!("{} batches were sent, {} results came", entries.len(), reply.results.len());
-                Error::new(ErrorKind::Protocol, text)
-            }
-            Err(error) => error,
-        };
-        entries.iter().map(|(index, _)| verdict_on_all(&error, context(*index))).collect()
-    }
-
-    /// A refusal may mean that the leader is elsewhere.
-    fn note_refusal(&mut self, index: LaneIndex, error: &Error) {
-        let Some(code) = error.code() else { return };
-        let partition = &mut self.partitions[index];
-        if code.duty() == Duty::RefreshMetadata {
-            partition.peer = None;
-            self.shared.client.metadata().forget(&partition.topic.name);
-        }
-        if code != ErrorCode::OutOfOrder {
-            tracing::debug!(topic = %partition.topic.name, partition = %partition.place.partition, %error, "batch refused");
-        }
-    }
-
-    fn take_event(&mut self, event: Event) {
-        match event {
-            Event::Connected(peer, Ok(connection)) => {
-                let id = LinkId(self.next_link);
-                self.next_link += 1;
-                let link = Link::new(id, connection, self.shared.settings.max_in_flight);
-                self.peers[peer].state = PeerState::Up(link);
-            }
-            Event::Connected(peer, Err(error)) => self.peer_down(peer, error),
-            Event::Topic(before, result) => self.take_topic(&before, result),
-        }
-    }
-
-    fn peer_down(&mut self, index: usize, error: Error) {
-        let random = self.shared.client.random();
-        let peer = &mut self.peers[index];
-        tracing::debug!(address = %peer.address, %error, "a broker is not reached");
-        peer.state = PeerState::Down { not_before: Some(now() + peer.backoff.next(random)) };
-        peer.last_error = Some(error);
-        // The leader may be another one by now.
-        for partition in self.partitions.iter_mut().filter(|partition| partition.peer == Some(index)) {
-            self.shared.client.metadata().forget(&partition.topic.name);
-        }
-    }
-
-    /// Connections that ended, and replies that are too late.
-    fn note_lost_links(&mut self, now: Instant) {
-        for request in self.requests.values().filter(|request| request.deadline <= now) {
-            if let PeerState::Up(link) = &self.peers[request.peer].state {
-                let text = "the broker did not answer a produce request in time";
-                link.connection
-                    .close(Error::new(ErrorKind::TimedOut, text).with_address(link.connection.address()));
-            }
-        }
-        for index in 0..self.peers.len() {
-            let PeerState::Up(link) = &self.peers[index].state else { continue };
-            // Requests without a reply are told one by one, before or after this.
-            if link.in_flight == 0
-                && let Some(error) = link.connection.closed()
-            {
-                self.peer_down(index, error);
-                for partition in self.partitions.iter_mut().filter(|partition| partition.peer == Some(index))
-                {
-                    partition.peer = None;
-                }
-            }
-        }
-    }
-
-    fn take_topic(&mut self, before: &TopicMetadata, result: Result<Arc<TopicMetadata>, Error>) {
-        self.refreshing.remove(&before.name);
-        let shared = Arc::clone(&self.shared);
-        let mut accumulator = shared.accumulator.lock();
-        let gone = match result {
-            Ok(topic) => {
-                self.refresh_backoff.remove(&before.name);
-                let current = topic.topic_id;
-                accumulator.set_topic(topic);
-                let text = "the topic was deleted, and created again as another one";
-                Some((Some(current), Error::new(ErrorKind::UnknownTopic, text)))
-            }
-            Err(error) if error.kind() == ErrorKind::UnknownTopic => {
-                accumulator.forget_topic(&before.name);
-                Some((None, error))
-            }
-            Err(error) => {
-                tracing::debug!(topic = %before.name, %error, "metadata is not refreshed");
-                None
-            }
-        };
-        let Some((current, error)) = gone else { return };
-        let error = error.with_topic(&before.name);
-        for index in accumulator.lanes_of(&before.name) {
-            let Some(partition) = self.partitions.get_mut(index) else { continue };
-            if Some(partition.place.topic_id) == current {
-                partition.peer = None;
-                continue;
-            }
-            let error = error.clone().with_partition(&before.name, partition.place.partition);
-            partition.lane.fail_again(&error, &mut self.done);
-            for batch in accumulator.drain(index) {
-                self.done.push(Done { batch: Sending::unsent(batch), outcome: Err(error.clone()) });
-            }
         }
     }
 
