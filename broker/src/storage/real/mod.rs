@@ -11,7 +11,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -142,14 +142,10 @@ impl FileSystem for RealFileSystem {
     }
 
     fn boot_id(&self) -> io::Result<[u8; 16]> {
-        static BOOT_ID: OnceLock<[u8; 16]> = OnceLock::new();
-        if let Some(id) = BOOT_ID.get() {
-            return Ok(*id);
-        }
         let text = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
         let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
         let number = u128::from_str_radix(&digits, 16).map_err(io::Error::other)?;
-        Ok(*BOOT_ID.get_or_init(|| number.to_be_bytes()))
+        Ok(number.to_be_bytes())
     }
 
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>> {
