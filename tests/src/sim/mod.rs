@@ -1,6 +1,7 @@
 //! The simulated outside world: deterministic by seed.
 
 pub mod batches;
+pub mod broker_world;
 pub mod clock;
 pub mod disk;
 pub mod log_files;
