@@ -38,6 +38,9 @@ use crate::upkeep;
 /// Bytes of one log's tail that are kept in memory while somebody follows it.
 const LOG_TAIL_BYTES_MAX: u64 = 4 << 20;
 
+/// How long a shutdown waits for tasks that have nothing to do any more, such as HTTP connections that are kept open.
+const LAST_TASKS: Duration = Duration::from_secs(1);
+
 /// A broker that runs in this process. Nothing of it is global: a process can have several.
 ///
 /// Dropped without [`Broker::shutdown`] it stops as a crash would stop it, apart from what the operating system still
@@ -53,6 +56,7 @@ pub struct Broker {
     http_address: Option<SocketAddr>,
     drain_timeout: Duration,
     connections: TaskTracker,
+    background: TaskTracker,
     /// Stops accepting.
     stop_listening: CancellationToken,
     /// Stops partitions, controller and upkeep.
@@ -176,7 +180,7 @@ impl Broker {
         background.spawn(manager.run(stop.clone(), drained.clone()));
 
         let node = Arc::new(node(&config, &env, address, handle, partitions, metrics));
-        upkeep::start(&node, &health, &store, &env.file_system, &background, &stop);
+        upkeep::start(&node, &health, &store, &env.file_system, &config.data_dir, &background, &stop);
         let (connections, stop_listening) = (TaskTracker::new(), CancellationToken::new());
         background.spawn(listen(Arc::clone(&node), listener, connections.clone(), stop_listening.clone()));
         health.clear(Health::STARTING);
@@ -198,6 +202,7 @@ impl Broker {
             http_address,
             drain_timeout: config.drain_timeout,
             connections,
+            background,
             stop_listening,
             stop,
             stop_http,
@@ -265,6 +270,16 @@ impl Broker {
             None
         };
         self.stop_http.cancel();
+        // Whoever starts the next broker on this directory finds it unlocked.
+        self.background.close();
+        self.node.tasks.close();
+        let ended = async {
+            self.background.wait().await;
+            self.node.tasks.wait().await;
+        };
+        if tokio::time::timeout(LAST_TASKS, ended).await.is_err() {
+            info!("some tasks have not ended yet");
+        }
         match (drained, closed) {
             (Err(_), _) => Err(ShutdownError::TooLate { what: "partitions", limit }),
             (Ok(()), Some(closed)) => {

@@ -1,5 +1,6 @@
 //! What a broker does from time to time without being asked: it looks at the disk, lets segments go, empties the trash.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use tracing::{error, warn};
 use crate::io_thread;
 use crate::observe::health::Health;
 use crate::server::Node;
+use crate::storage::error::Error as StorageError;
 use crate::storage::file_system::FileSystem;
 use crate::storage::store::{DiskState, Store};
 
@@ -30,6 +32,7 @@ pub(crate) fn start(
     health: &Arc<Health>,
     store: &Arc<Store>,
     file_system: &Arc<dyn FileSystem>,
+    data_dir: &Path,
     tasks: &TaskTracker,
     stop: &CancellationToken,
 ) {
@@ -45,6 +48,7 @@ pub(crate) fn start(
         Arc::clone(health),
         Arc::clone(store),
         Arc::clone(file_system),
+        data_dir.to_owned(),
     )))));
     tasks.spawn(upkeep(boxed(Box::pin(maintain(Arc::clone(node))))));
     tasks.spawn(upkeep(boxed(Box::pin(empty_trash(Arc::clone(store), Arc::clone(file_system))))));
@@ -55,13 +59,18 @@ async fn watch_space(
     health: Arc<Health>,
     store: Arc<Store>,
     file_system: Arc<dyn FileSystem>,
+    data_dir: PathBuf,
 ) {
     let mut ticks = interval(SPACE_PERIOD);
     loop {
         ticks.tick().await;
-        let looking = Arc::clone(&store);
-        let state = match io_thread::run(&*file_system, move || looking.refresh_space()).await {
-            Some(Ok(state)) => state,
+        let (looking, files, path) = (Arc::clone(&store), Arc::clone(&file_system), data_dir.clone());
+        let look = move || {
+            let state = looking.refresh_space()?;
+            Ok::<_, StorageError>((state, files.space(&path).map_or(0, |space| space.available)))
+        };
+        let (state, available) = match io_thread::run(&*file_system, look).await {
+            Some(Ok(found)) => found,
             Some(Err(error)) => {
                 error!(%error, "the room on the disk could not be read");
                 continue;
@@ -71,6 +80,7 @@ async fn watch_space(
         let read_only = state == DiskState::ReadOnly;
         node.read_only.store(read_only, Ordering::Relaxed);
         node.metrics.read_only.set(i64::from(read_only));
+        node.metrics.disk_available_bytes.set(available);
         if read_only {
             health.obstruct(
                 Health::READ_ONLY,

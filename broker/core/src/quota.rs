@@ -1,7 +1,7 @@
 //! Memory that producers may fill: one budget for the broker, one cumulative window for each connection.
 //!
 //! Every connection has a base grant that nobody can take from it. What is left of the budget is lent on top of that, in
-//! equal shares among the connections there are, to those that use it. A window may be overdrawn by one request, so that
+//! equal shares among the connections that produce. A window may be overdrawn by one request, so that
 //! a batch of any size gets through.
 
 /// Sizes of the windows, in bytes.
@@ -20,7 +20,8 @@ pub struct Budget {
     /// Bytes that can be lent on top of the base grants.
     lendable: u64,
     lent: u64,
-    windows: u64,
+    /// Windows that were ever used: an idle consumer takes no share from producers.
+    producing: u64,
 }
 
 impl Budget {
@@ -30,25 +31,29 @@ impl Budget {
         // Half of it is for the base grants, which must cover every connection; a page is the least that makes sense.
         let base = (total / 2 / windows_max.max(1)).clamp(4096, window_max.max(4096));
         let sizes = WindowSizes { base, max: window_max.max(base) };
-        Self { sizes, lendable: total.saturating_sub(base * windows_max), lent: 0, windows: 0 }
+        Self { sizes, lendable: total.saturating_sub(base * windows_max), lent: 0, producing: 0 }
     }
 
     /// Opens a window for a new connection.
-    pub fn open(&mut self) -> Window {
-        self.windows += 1;
+    #[must_use]
+    pub fn open(&self) -> Window {
         Window { limit: self.sizes.base, ..Window::default() }
     }
 
     /// Takes everything back that was lent to a connection which is gone.
     pub fn close(&mut self, window: &mut Window) {
-        self.windows = self.windows.saturating_sub(1);
+        self.producing -= u64::from(std::mem::take(&mut window.is_producing));
         self.lent = self.lent.saturating_sub(std::mem::take(&mut window.borrowed));
     }
 
     /// Raises the window's limit as far as its share allows, or by nothing when it is not worth a message. Returns the
     /// new limit if it is to be announced.
     pub fn top_up(&mut self, window: &mut Window) -> Option<u64> {
-        let share = (self.lendable / self.windows.max(1)).min(self.sizes.max - self.sizes.base);
+        if window.received > 0 && !window.is_producing {
+            window.is_producing = true;
+            self.producing += 1;
+        }
+        let share = (self.lendable / self.producing.max(1)).min(self.sizes.max - self.sizes.base);
         // What was lent counts only while it is outstanding.
         let outstanding = window.limit.saturating_sub(window.released);
         let borrowed = outstanding.saturating_sub(self.sizes.base).min(window.borrowed);
@@ -90,6 +95,7 @@ pub struct Window {
     released: u64,
     /// How much of the outstanding bytes is lent on top of the base.
     borrowed: u64,
+    is_producing: bool,
 }
 
 /// The peer sent more than it was granted.
@@ -172,16 +178,28 @@ mod tests {
     }
 
     #[test]
-    fn shares_shrink_as_connections_come() {
+    fn shares_shrink_as_producers_come() {
         let mut budget = Budget::new(64 * MIB, 16, 64 * MIB);
         let mut windows: Vec<Window> = (0..8).map(|_| budget.open()).collect();
+        let mut limits = Vec::new();
         for window in &mut windows {
             window.receive(2 * MIB).unwrap();
             window.release(2 * MIB);
-            // 32 MiB to lend among eight.
-            assert_eq!(budget.top_up(window), Some(2 * MIB + 2 * MIB + 4 * MIB));
+            limits.push(budget.top_up(window).unwrap() / MIB);
         }
-        assert_eq!(budget.lent(), 32 * MIB);
+        // The first one gets all 32 MiB that can be lent, on top of its base and what it has used; the others only their
+        // base, because nothing is left.
+        assert_eq!(limits, [36, 4, 4, 4, 4, 4, 4, 4]);
+        // Once the first one has used up its loan, everybody gets an eighth.
+        windows[0].receive(34 * MIB).unwrap();
+        windows[0].release(34 * MIB);
+        assert_eq!(budget.top_up(&mut windows[0]), Some(36 * MIB + 2 * MIB + 4 * MIB));
+        assert_eq!(budget.top_up(&mut windows[1]), Some(8 * MIB));
+        assert_eq!(budget.lent(), 8 * MIB);
+        for window in &mut windows {
+            budget.close(window);
+        }
+        assert_eq!(budget.lent(), 0);
     }
 
     proptest! {

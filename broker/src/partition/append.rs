@@ -62,6 +62,7 @@ impl Worker {
                     .appended_records
                     .inc_by(batches.iter().map(|batch| u64::from(batch.header.producer.record_count)).sum());
                 self.wait(writing);
+                self.timed.get_or_insert((stamper.end(), now));
                 let appended = Input::Appended { log_end: stamper.end(), append_time: stamper.append_time() };
                 self.step(now, appended);
             }

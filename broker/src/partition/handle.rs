@@ -114,6 +114,8 @@ pub(crate) struct Ask {
     pub(crate) outbox: Arc<Outbox>,
     /// For which subscription.
     pub(crate) id: SubscriptionId,
+    /// Which question of the subscription this is.
+    pub(crate) number: u64,
     /// The first offset wanted.
     pub(crate) from: Offset,
     /// Bytes wanted at most; 0: only to be told when the watermark moves.
@@ -129,6 +131,8 @@ pub(crate) struct Ask {
 pub(crate) struct Offer {
     /// How to read the batches; `None` when only the watermark moved.
     pub(crate) plan: Option<ReadPlan>,
+    /// Which question of a subscription this answers.
+    pub(crate) number: u64,
     /// The first offset that was asked for.
     pub(crate) from: Offset,
     /// The leader's epoch.

@@ -52,6 +52,7 @@ pub(crate) struct Services {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) controller: ControllerHandle,
     tasks: TaskTracker,
+    runtime: tokio::runtime::Handle,
     shutdown: CancellationToken,
     /// The logs that were closed in order, for the clean marker.
     closed: Mutex<Vec<ClosedLog>>,
@@ -60,6 +61,7 @@ pub(crate) struct Services {
 }
 
 impl Services {
+    /// Called within the runtime that serves the broker.
     pub(crate) fn new(
         node_id: NodeId,
         env: &Env,
@@ -77,6 +79,7 @@ impl Services {
             metrics,
             controller,
             tasks: TaskTracker::new(),
+            runtime: tokio::runtime::Handle::current(),
             shutdown,
             closed: Mutex::default(),
             epoch: Mutex::new(epoch.get()),
@@ -122,9 +125,11 @@ impl Services {
             }
         };
         let shutdown = self.shutdown.clone();
-        self.tasks.spawn(async move {
+        // The partition may be on an I/O thread at the moment.
+        let task = async move {
             let _cut_short_at_shutdown = shutdown.run_until_cancelled(task).await;
-        });
+        };
+        self.tasks.spawn_on(task, &self.runtime);
     }
 }
 

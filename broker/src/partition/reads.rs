@@ -72,7 +72,7 @@ impl Worker {
         } else {
             None
         };
-        Ok(self.offer(from, plan))
+        Ok(self.offer(0, from, plan))
     }
 
     /// Plans to find an offset by time among what is committed.
@@ -107,13 +107,13 @@ impl Worker {
             if !self.watermark_moved(&ask) {
                 return Some(ask);
             }
-            let offer = self.offer(ask.from, None);
+            let offer = self.offer(ask.number, ask.from, None);
             ask.outbox.event(SubscriptionEvent::Offered(ask.id, offer));
             return None;
         }
         match self.log.plan_read(ask.from, end, ask.bytes_max) {
             Ok(plan) => {
-                let offer = self.offer(ask.from, Some(plan));
+                let offer = self.offer(ask.number, ask.from, Some(plan));
                 ask.outbox.event(SubscriptionEvent::Offered(ask.id, offer));
             }
             Err(error) => self.end_for_error(&ask, &error),
@@ -184,9 +184,15 @@ impl Worker {
         )
     }
 
-    fn offer(&self, from: Offset, plan: Option<crate::storage::read_plan::ReadPlan>) -> Offer {
+    fn offer(
+        &self,
+        number: u64,
+        from: Offset,
+        plan: Option<crate::storage::read_plan::ReadPlan>,
+    ) -> Offer {
         Offer {
             plan,
+            number,
             from,
             leader_epoch: self.replica.epoch(),
             high_watermark: self.replica.high_watermark(),

@@ -12,7 +12,7 @@ use highwater_broker_core::controller::topic_config::TopicConfig;
 use highwater_broker_core::durability::Durability;
 use highwater_broker_core::replica::{Health, Input, Output, Replica};
 use highwater_broker_core::time::{Mono, Wall};
-use highwater_protocol::ids::SubscriptionId;
+use highwater_protocol::ids::{Offset, SubscriptionId};
 use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
@@ -28,6 +28,9 @@ use crate::storage::sink::FlushOutcome;
 const VERIFY_PAUSE_MIN: Duration = Duration::from_millis(500);
 const VERIFY_PAUSE_MAX: Duration = Duration::from_secs(30);
 
+/// Unflushed bytes of a log up to which it is appended to on the thread that serves connections.
+const UNFLUSHED_BYTES_MAX: u64 = 256 << 20;
+
 /// A partition that is served.
 #[derive(Debug)]
 pub(super) struct Worker {
@@ -41,6 +44,8 @@ pub(super) struct Worker {
     pub(super) outputs: Vec<Output>,
     /// When the next flush is asked for, while there is something to flush and the durability is an interval.
     flush_at: Option<Mono>,
+    /// An append whose flush is timed: where it ended, and when it was.
+    pub(super) timed: Option<(Offset, Mono)>,
     /// When the suspect log is verified, and how long to wait after that if it fails.
     verify: Option<(Mono, Duration)>,
     closing: Option<(Closed, oneshot::Sender<()>)>,
@@ -64,6 +69,7 @@ impl Worker {
             parked: HashMap::new(),
             outputs: Vec::new(),
             flush_at: None,
+            timed: None,
             verify: None,
             closing: None,
         }
@@ -85,7 +91,15 @@ impl Worker {
                 () = timer.wait(deadline, move || clock.mono()) => {}
             }
             shared.take(&mut batches, &mut commands);
-            self.work(&mut batches, &mut commands);
+            if self.log.unflushed_bytes() > UNFLUSHED_BYTES_MAX && !batches.is_empty() {
+                // The disk is far behind: the kernel may make writers wait for it, and that must not be this thread.
+                let (mut taken, mut told) = (std::mem::take(&mut batches), std::mem::take(&mut commands));
+                let job = move |worker: &mut Self| worker.work(&mut taken, &mut told);
+                let Some((back, ())) = self.on_io_thread(job).await else { return };
+                self = back;
+            } else {
+                self.work(&mut batches, &mut commands);
+            }
             if self.verify.is_some_and(|(at, _)| at <= self.services.clock.mono()) {
                 let Some(back) = self.verify_log().await else { return };
                 self = back;
@@ -188,6 +202,9 @@ impl Worker {
         match outcome {
             FlushOutcome::Flushed { log_generation, upto } => {
                 self.log.flushed(log_generation, upto);
+                if let Some((_, since)) = self.timed.take_if(|(end, _)| *end <= upto) {
+                    self.services.metrics.flush_seconds.observe(now.since(since).as_secs_f64());
+                }
                 self.step(now, Input::Flushed { log_generation, upto });
             }
             FlushOutcome::Failed { log_generation, error } => {

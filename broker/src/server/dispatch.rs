@@ -297,7 +297,7 @@ impl Session {
         let request: ReadRequest = decode(frame)?;
         let (node, outbox) = (Arc::clone(&self.node), Arc::clone(&self.outbox));
         let correlation_id = frame.header.correlation_id;
-        tokio::spawn(async move {
+        self.node.tasks.spawn(async move {
             match api::read::handle(&node, &principal, request).await {
                 Ok((reply, batches)) => outbox.reply_with::<ReadRequest>(correlation_id, &reply, batches),
                 Err(error) => {
@@ -323,7 +323,7 @@ impl Session {
         let request: R = decode(frame)?;
         let (node, outbox) = (Arc::clone(&self.node), Arc::clone(&self.outbox));
         let correlation_id = frame.header.correlation_id;
-        tokio::spawn(async move {
+        self.node.tasks.spawn(async move {
             match handler(Arc::clone(&node), principal, request).await {
                 Ok(reply) => outbox.reply::<R>(correlation_id, &reply),
                 Err(error) => {

@@ -20,6 +20,7 @@ use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::controller::service::ControllerHandle;
 use crate::env::{Clock, Random};
@@ -52,6 +53,8 @@ pub(crate) struct Node {
     pub(crate) budget: Mutex<Budget>,
     /// Bounds the reads that wait for the disk, so that cold readers cannot take every I/O thread.
     pub(crate) cold_reads: Arc<Semaphore>,
+    /// What connections have left with tasks of their own: requests that take time, reads that wait for the disk.
+    pub(crate) tasks: TaskTracker,
     /// Cancelled when connections are to finish what is under way and close.
     pub(crate) draining: CancellationToken,
     pub(crate) read_only: AtomicBool,
@@ -90,6 +93,7 @@ impl Node {
             metrics: parts.metrics,
             budget: Mutex::new(parts.budget),
             cold_reads: Arc::new(Semaphore::new(COLD_READS_MAX)),
+            tasks: TaskTracker::new(),
             draining: CancellationToken::new(),
             read_only: AtomicBool::new(false),
             connection_ids: AtomicU64::new(1),

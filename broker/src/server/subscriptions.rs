@@ -119,9 +119,9 @@ impl Feeds {
 
     /// Takes in what happened elsewhere; what has to be told is added to `output`.
     pub(crate) fn event(&mut self, event: SubscriptionEvent, output: &mut Output) {
-        let (id, offered) = match event {
-            SubscriptionEvent::Offered(id, offer) => (id, Offered::Plan(offer)),
-            SubscriptionEvent::Read(id, outcome) => (id, Offered::Read(*outcome)),
+        let (id, number, offered) = match event {
+            SubscriptionEvent::Offered(id, offer) => (id, offer.number, Offered::Plan(offer)),
+            SubscriptionEvent::Read(id, outcome) => (id, outcome.offer.number, Offered::Read(*outcome)),
             SubscriptionEvent::Ended(ended) => {
                 if self.close(SubscriptionId(ended.id)).is_some() {
                     send(output, ApiKey::ENDED, &*ended, Vec::new());
@@ -129,9 +129,12 @@ impl Feeds {
                 return;
             }
         };
+        if !self.machine.expects(id, number) {
+            return;
+        }
         if let Some(feed) = self.feeds.get_mut(&id) {
             feed.offered = Some(offered);
-            self.step(Input::Offered { id });
+            self.step(Input::Offered { id, number });
         }
     }
 
@@ -170,7 +173,7 @@ impl Feeds {
         let Some(plan) = offer.plan.take() else { return };
         self.node.metrics.reads_cold.inc();
         let (outbox, permits) = (Arc::clone(&self.outbox), Arc::clone(&self.node.cold_reads));
-        tokio::spawn(async move {
+        self.node.tasks.spawn(async move {
             // The semaphore is never closed.
             let _permit = permits.acquire_owned().await;
             let batches = plan.run().await;
@@ -237,17 +240,18 @@ impl Feeds {
         self.machine.step(now, input, &mut self.decisions);
         let decisions = std::mem::take(&mut self.decisions);
         for decision in &decisions {
-            let Decision::Ask { id, from, bytes_max, seen_watermark } = decision;
-            self.ask(*id, *from, *bytes_max, *seen_watermark);
+            self.ask(decision);
         }
         self.decisions = decisions;
         self.decisions.clear();
     }
 
-    fn ask(&self, id: SubscriptionId, from: Offset, bytes_max: usize, seen_watermark: Offset) {
+    fn ask(&self, decision: &Decision) {
+        let &Decision::Ask { id, number, from, bytes_max, seen_watermark } = decision;
         let Some(feed) = self.feeds.get(&id) else { return };
         let outbox = Arc::clone(&self.outbox);
-        let ask = Ask { outbox, id, from, bytes_max, seen_watermark, isolation: feed.isolation };
+        let isolation = feed.isolation;
+        let ask = Ask { outbox, id, number, from, bytes_max, seen_watermark, isolation };
         if let Err(why) = feed.handle.ask(ask) {
             let error = why.error(feed.handle.partition());
             let ended =
