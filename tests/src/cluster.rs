@@ -311,7 +311,8 @@ impl BrokerProcess {
     }
 
     /// The last lines of the log, for messages.
-    fn log_tail(&self) -> String {
+    #[must_use]
+    pub fn log_tail(&self) -> String {
         let tail = File::open(self.log_path()).and_then(|mut file| {
             let length = file.metadata()?.len();
             file.seek(SeekFrom::Start(length.saturating_sub(64 << 10)))?;

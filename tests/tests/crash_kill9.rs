@@ -8,7 +8,7 @@ use std::env;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use highwater_client::{Client, NewTopic, PartitionId, StartAt};
+use highwater_client::{Client, NewTopic, PartitionId, ProducerRecord, StartAt};
 use highwater_tests::cluster::{BrokerProcess, Options};
 use highwater_tests::oracle::{self, History, Pass, Summary};
 use highwater_tests::sim::random::Random;
@@ -81,6 +81,26 @@ async fn kill_once(broker: &mut BrokerProcess, load: &[Load], random: &mut Rando
     Ok(())
 }
 
+/// Who is stuck, for messages: whether the broker takes records from a new client, and what it last logged.
+async fn state(broker: &BrokerProcess, load: &[Load]) -> String {
+    let acknowledged: Vec<_> = load.iter().map(Load::acknowledged).collect();
+    let mut state = format!("acknowledged by topic: {acknowledged:?}\n");
+    for (topic, _) in TOPICS {
+        for partition in 0..PARTITIONS {
+            let probe = async {
+                let client = Client::builder([broker.bootstrap()]).connect().await?;
+                let producer = client.producer().delivery_timeout(Duration::from_secs(5)).build();
+                let record = ProducerRecord::new(topic).partition(PartitionId(partition)).value("probe");
+                producer.send(record).await?.await
+            };
+            let result = wait::within("a new client is answered", LIMIT, probe).await;
+            state.push_str(&format!("{topic} {partition}, a new client: {result:?}\n"));
+        }
+    }
+    state.push_str(&broker.log_tail());
+    state
+}
+
 /// What was read of each partition after each kill, and where the reading ended.
 type Histories = BTreeMap<(&'static str, u32), (History, u64)>;
 
@@ -117,7 +137,10 @@ async fn run(kills: u64, seed: u64) -> Result<Summary> {
         histories.extend((0..PARTITIONS).map(|partition| ((topic, partition), (History::default(), 0))));
     }
     for kill in 1..=kills {
-        kill_once(&mut broker, &load, &mut random).await.with_context(|| format!("kill {kill}"))?;
+        if let Err(error) = kill_once(&mut broker, &load, &mut random).await {
+            let state = state(&broker, &load).await;
+            return Err(error.context(format!("kill {kill}\n{state}")));
+        }
         read_ends(&client, &mut histories).await.with_context(|| format!("after kill {kill}"))?;
         if kill % 20 == 0 {
             println!("{kill} kills, {} acknowledged", load.iter().map(Load::acknowledged).sum::<u64>());
