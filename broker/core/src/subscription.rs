@@ -42,6 +42,8 @@ pub enum Input {
     Offered {
         /// The subscription; an unknown one is ignored.
         id: SubscriptionId,
+        /// The question that it answers; see [`Subscriptions::expects`].
+        number: u64,
     },
     /// An offer was taken and is on its way to the socket.
     Pushed {
@@ -70,6 +72,8 @@ pub enum Output {
     Ask {
         /// For whom.
         id: SubscriptionId,
+        /// Which question of the subscription this is.
+        number: u64,
         /// The first offset wanted.
         from: Offset,
         /// Bytes to offer at most, but always a whole batch; 0: only tell when the watermark moves.
@@ -99,6 +103,8 @@ struct Subscription {
     credit: u64,
     pushed: u64,
     seen_watermark: Offset,
+    /// The number of the last question.
+    asked: u64,
     phase: Phase,
 }
 
@@ -134,7 +140,8 @@ impl Subscriptions {
     /// Whether a subscription with this id may be opened: ids must grow, which makes sure that none comes twice.
     #[must_use]
     pub fn may_open(&self, id: SubscriptionId) -> bool {
-        id.get() >= self.next_id_min
+        // Nothing is greater than the greatest, so it could come twice.
+        id.get() >= self.next_id_min && id.get() < u64::MAX
     }
 
     /// How many are live.
@@ -149,6 +156,13 @@ impl Subscriptions {
         self.live.contains_key(&id)
     }
 
+    /// Whether an offer answers the last question. When a credit replaces a question, the answer to the earlier one may
+    /// be on its way already: taken as well, it would push the same batches twice.
+    #[must_use]
+    pub fn expects(&self, id: SubscriptionId, number: u64) -> bool {
+        self.live.get(&id).is_some_and(|subscription| subscription.asked == number)
+    }
+
     /// Takes one input and appends what follows from it to `out`.
     pub fn step(&mut self, now: Mono, input: Input, out: &mut Vec<Output>) {
         match input {
@@ -159,14 +173,15 @@ impl Subscriptions {
                     credit,
                     pushed: 0,
                     seen_watermark: high_watermark,
+                    asked: 0,
                     phase: Phase::Taken,
                 };
                 self.live.insert(id, subscription);
                 self.ask(id, out);
             }
             Input::Credit { id, limit } => self.credit(id, limit, out),
-            Input::Offered { id } => {
-                if let Some(subscription) = self.live.get_mut(&id) {
+            Input::Offered { id, number } => {
+                if let Some(subscription) = self.live.get_mut(&id).filter(|live| live.asked == number) {
                     subscription.phase = Phase::Offered;
                     self.robin.enqueue(id);
                 }
@@ -247,8 +262,10 @@ impl Subscriptions {
         let Some(subscription) = self.live.get_mut(&id) else { return };
         let left = usize::try_from(subscription.credit_left()).unwrap_or(usize::MAX);
         subscription.phase = if left == 0 { Phase::AskedForWatermark } else { Phase::AskedForBatches };
+        subscription.asked += 1;
         out.push(Output::Ask {
             id,
+            number: subscription.asked,
             from: subscription.next,
             bytes_max: left.min(PUSH_BYTES),
             seen_watermark: subscription.seen_watermark,
@@ -274,8 +291,13 @@ mod tests {
         Input::Opened { id, offset: Offset(5), high_watermark: Offset(9), credit }
     }
 
-    fn ask(id: SubscriptionId, from: u64, bytes_max: usize, seen: u64) -> Vec<Output> {
-        vec![Output::Ask { id, from: Offset(from), bytes_max, seen_watermark: Offset(seen) }]
+    fn ask(id: SubscriptionId, number: u64, from: u64, bytes_max: usize, seen: u64) -> Vec<Output> {
+        vec![Output::Ask { id, number, from: Offset(from), bytes_max, seen_watermark: Offset(seen) }]
+    }
+
+    /// The answer to the last question.
+    fn offered(subscriptions: &Subscriptions, id: SubscriptionId) -> Input {
+        Input::Offered { id, number: subscriptions.live.get(&id).map_or(0, |live| live.asked) }
     }
 
     fn pushed(id: SubscriptionId, bytes: usize, next: u64, high_watermark: u64) -> Input {
@@ -285,17 +307,23 @@ mod tests {
     #[test]
     fn batches_are_asked_for_within_the_credit_and_one_may_overdraw_it() {
         let mut subscriptions = Subscriptions::default();
-        assert_eq!(step(&mut subscriptions, opened(A, 1000)), ask(A, 5, 1000, 9));
+        assert_eq!(step(&mut subscriptions, opened(A, 1000)), ask(A, 1, 5, 1000, 9));
         assert_eq!(subscriptions.take(), None, "nothing is offered yet");
-        step(&mut subscriptions, Input::Offered { id: A });
+        {
+            let offer = offered(&subscriptions, A);
+            step(&mut subscriptions, offer)
+        };
         assert_eq!(subscriptions.take(), Some(A));
-        assert_eq!(step(&mut subscriptions, pushed(A, 600, 7, 9)), ask(A, 7, 400, 9));
-        step(&mut subscriptions, Input::Offered { id: A });
+        assert_eq!(step(&mut subscriptions, pushed(A, 600, 7, 9)), ask(A, 2, 7, 400, 9));
+        {
+            let offer = offered(&subscriptions, A);
+            step(&mut subscriptions, offer)
+        };
         assert_eq!(subscriptions.take(), Some(A));
         // A large batch goes out whole; then only the watermark is told, until the credit is above what was pushed.
-        assert_eq!(step(&mut subscriptions, pushed(A, 5000, 8, 9)), ask(A, 8, 0, 9));
+        assert_eq!(step(&mut subscriptions, pushed(A, 5000, 8, 9)), ask(A, 3, 8, 0, 9));
         assert_eq!(step(&mut subscriptions, Input::Credit { id: A, limit: 5600 }), []);
-        assert_eq!(step(&mut subscriptions, Input::Credit { id: A, limit: 5700 }), ask(A, 8, 100, 9));
+        assert_eq!(step(&mut subscriptions, Input::Credit { id: A, limit: 5700 }), ask(A, 4, 8, 100, 9));
         assert_eq!(step(&mut subscriptions, Input::Credit { id: A, limit: 9000 }), [], "it is asked already");
         assert_eq!(step(&mut subscriptions, Input::Credit { id: A, limit: 10 }), [], "credit never shrinks");
     }
@@ -304,7 +332,10 @@ mod tests {
     fn watermarks_are_coalesced_in_time() {
         let mut subscriptions = Subscriptions::default();
         step(&mut subscriptions, opened(A, 0));
-        step(&mut subscriptions, Input::Offered { id: A });
+        {
+            let offer = offered(&subscriptions, A);
+            step(&mut subscriptions, offer)
+        };
         assert_eq!(subscriptions.take(), Some(A));
         assert_eq!(step(&mut subscriptions, pushed(A, 0, 5, 11)), []);
         let deadline = subscriptions.next_deadline().unwrap();
@@ -312,8 +343,29 @@ mod tests {
         assert_eq!(step(&mut subscriptions, Input::Tick), [], "not yet");
         let mut out = Vec::new();
         subscriptions.step(deadline, Input::Tick, &mut out);
-        assert_eq!(out, ask(A, 5, 0, 11));
+        assert_eq!(out, ask(A, 2, 5, 0, 11));
         assert_eq!(subscriptions.next_deadline(), None, "an idle subscription needs no timer");
+    }
+
+    #[test]
+    fn the_answer_to_a_replaced_question_is_not_taken() {
+        let mut subscriptions = Subscriptions::default();
+        assert_eq!(step(&mut subscriptions, opened(A, 0)), ask(A, 1, 5, 0, 9));
+        // The watermark moves, and before its offer is seen, a credit comes.
+        assert_eq!(step(&mut subscriptions, Input::Credit { id: A, limit: 1000 }), ask(A, 2, 5, 1000, 9));
+        assert!(!subscriptions.expects(A, 1));
+        step(&mut subscriptions, Input::Offered { id: A, number: 1 });
+        assert_eq!(subscriptions.take(), None, "or batches from 5 on would be asked for once more");
+        assert!(subscriptions.expects(A, 2));
+        step(&mut subscriptions, Input::Offered { id: A, number: 2 });
+        assert_eq!(subscriptions.take(), Some(A));
+        assert_eq!(step(&mut subscriptions, pushed(A, 600, 7, 11)), ask(A, 3, 7, 400, 11));
+    }
+
+    #[test]
+    fn the_greatest_id_cannot_be_used_twice() {
+        assert!(!Subscriptions::default().may_open(SubscriptionId(u64::MAX)));
+        assert!(Subscriptions::default().may_open(SubscriptionId(u64::MAX - 1)));
     }
 
     #[test]
@@ -321,7 +373,10 @@ mod tests {
         let mut subscriptions = Subscriptions::default();
         for id in [A, B] {
             step(&mut subscriptions, opened(id, u64::MAX));
-            step(&mut subscriptions, Input::Offered { id });
+            {
+                let offer = offered(&subscriptions, id);
+                step(&mut subscriptions, offer)
+            };
         }
         let mut sent = BTreeMap::from([(A, 0usize), (B, 0usize)]);
         for _ in 0..30 {
@@ -330,7 +385,10 @@ mod tests {
             let bytes = if id == A { 3 * PUSH_BYTES } else { PUSH_BYTES / 2 };
             *sent.get_mut(&id).unwrap() += bytes;
             step(&mut subscriptions, pushed(id, bytes, 6, 9));
-            step(&mut subscriptions, Input::Offered { id });
+            {
+                let offer = offered(&subscriptions, id);
+                step(&mut subscriptions, offer)
+            };
         }
         let turns = (sent[&A] / (3 * PUSH_BYTES), sent[&B] / (PUSH_BYTES / 2));
         assert!(turns.1 >= 2 * turns.0, "{turns:?}");
@@ -343,10 +401,19 @@ mod tests {
         assert!(!subscriptions.may_open(A));
         assert!(!subscriptions.may_open(B));
         assert!(subscriptions.may_open(SubscriptionId(3)));
-        step(&mut subscriptions, Input::Offered { id: B });
+        {
+            let offer = offered(&subscriptions, B);
+            step(&mut subscriptions, offer)
+        };
         step(&mut subscriptions, Input::Closed { id: B });
         assert_eq!(subscriptions.take(), None);
-        assert_eq!(step(&mut subscriptions, Input::Offered { id: B }), []);
+        assert_eq!(
+            {
+                let offer = offered(&subscriptions, B);
+                step(&mut subscriptions, offer)
+            },
+            []
+        );
         assert_eq!(step(&mut subscriptions, Input::Credit { id: B, limit: 9 }), []);
         assert_eq!(step(&mut subscriptions, pushed(B, 1, 1, 1)), []);
         assert_eq!(subscriptions.count(), 0);

@@ -184,12 +184,7 @@ impl Worker {
         )
     }
 
-    fn offer(
-        &self,
-        number: u64,
-        from: Offset,
-        plan: Option<crate::storage::read_plan::ReadPlan>,
-    ) -> Offer {
+    fn offer(&self, number: u64, from: Offset, plan: Option<crate::storage::read_plan::ReadPlan>) -> Offer {
         Offer {
             plan,
             number,
