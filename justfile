@@ -30,7 +30,7 @@ test *ARGS:
 
 # Fixed-seed histories with another first seed, for as long as you like: `just sim 100000 5000`.
 sim SEED="1000" COUNT="2000":
-    HIGHWATER_SEED={{SEED}} HIGHWATER_HISTORIES={{COUNT}} cargo test -p highwater-tests --release -- histories
+    HIGHWATER_SEED={{SEED}} HIGHWATER_HISTORIES={{COUNT}} cargo test -p highwater-tests --release --test log_histories --test broker_histories
 
 # Mutate inputs of every decoder for a while: `just fuzz 600` is ten minutes. Inputs that fail are kept in protocol/fuzz/corpus.
 fuzz SECONDS="60" TARGET="all":
