@@ -48,7 +48,8 @@ async fn a_receipt_says_where_the_record_is_and_how_safe() {
 
 #[tokio::test(start_paused = true)]
 async fn requests_are_pipelined_up_to_max_in_flight() {
-    let mut broker = Broker::new(Behaviour { max_in_flight: 3, ..Behaviour::default() });
+    // One of the four is kept for pings.
+    let mut broker = Broker::new(Behaviour { max_in_flight: 4, ..Behaviour::default() });
     let client = broker.client().await;
     let producer = one_by_one(&client);
     let mut deliveries = Vec::new();
@@ -342,6 +343,23 @@ async fn records_of_a_topic_that_is_gone_fail_and_one_that_never_was_is_refused(
     let delivery = producer.send(record("b")).await.unwrap();
     let produced = broker.next_produce().await;
     assert_eq!(produced.request.batches[0].topic_id, Some(TopicId(78).into()));
+    produced.acknowledge(0).await;
+    delivery.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn partitions_that_are_added_are_used_within_minutes() {
+    let (mut broker, _client, producer) = started().await;
+    let added = record("a").partition(PartitionId(1));
+    assert_eq!(producer.send(added).await.unwrap_err().kind(), ErrorKind::UnknownPartition);
+    let first = producer.send(record("a")).await.unwrap();
+    broker.next_produce().await.acknowledge(0).await;
+    first.await.unwrap();
+    broker.change(|behaviour| behaviour.partitions = 2);
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    let delivery = producer.send(added).await.unwrap();
+    let produced = broker.next_produce().await;
+    assert_eq!(produced.batches()[0].0, 1);
     produced.acknowledge(0).await;
     delivery.await.unwrap();
 }

@@ -63,10 +63,15 @@ impl Driver {
                 biased;
                 () = shared.cancel.cancelled() => return self.end().await,
                 () = shared.work.notified() => {}
-                Some(event) = self.tasks.join_next(), if !self.tasks.is_empty() => {
-                    // A helper that panicked is a defect; its partition is looked after again by its time-out.
-                    if let Ok(event) = event {
-                        self.take_event(event);
+                Some(first) = self.tasks.join_next(), if !self.tasks.is_empty() => {
+                    // All that are there at once: each round looks at every partition.
+                    let mut next = Some(first);
+                    while let Some(event) = next {
+                        // A helper that panicked is a defect; its partition is looked after again when it is sought.
+                        if let Ok(event) = event {
+                            self.take_event(event);
+                        }
+                        next = self.tasks.try_join_next();
                     }
                 }
                 () = tokio::time::sleep_until(wake_at.into()) => {}

@@ -81,7 +81,8 @@ pub(super) struct Link {
 
 impl Link {
     pub(super) fn new(id: LinkId, connection: Connection, in_flight_max: usize) -> Self {
-        let in_flight_max = in_flight_max.clamp(1, connection.max_in_flight());
+        // One less than the broker allows: the connection's pings count too.
+        let in_flight_max = in_flight_max.clamp(1, connection.max_in_flight().saturating_sub(1).max(1));
         Self { id, connection, produced: 0, in_flight: 0, in_flight_max }
     }
 

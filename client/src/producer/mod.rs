@@ -320,8 +320,10 @@ impl Shared {
 
     /// Memory is full: nothing lingers any longer.
     fn hurry(&self) {
-        self.accumulator.lock().flush();
-        self.inbox.work.notify_one();
+        if !self.settings.linger.is_zero() {
+            self.accumulator.lock().flush();
+            self.inbox.work.notify_one();
+        }
     }
 
     async fn wait_for_room(

@@ -27,6 +27,8 @@ use crate::wire::{Connection, Lost};
 const UNFILLED_IN_FLIGHT_MAX: usize = 4;
 /// Bytes of batches after which a request takes no further one.
 const REQUEST_BYTES: usize = 1 << 20;
+/// How old what is known of a topic may become: partitions may have been added.
+const METADATA_AGE_MAX: Duration = Duration::from_secs(60);
 /// How long a reply may be late, after the time that the broker was given.
 const REPLY_GRACE: Duration = Duration::from_secs(5);
 
@@ -87,6 +89,8 @@ pub(super) struct Sender {
     next_tag: u64,
     next_link: u64,
     refreshing: HashSet<String>,
+    /// When to ask for the metadata of every topic again.
+    refresh_at: Instant,
     refresh_backoff: HashMap<String, (Backoff, Instant)>,
     tasks: JoinSet<Event>,
     done: Vec<Done<Sending, Acknowledged>>,
@@ -103,6 +107,7 @@ impl Sender {
             next_tag: 0,
             next_link: 0,
             refreshing: HashSet::new(),
+            refresh_at: now() + METADATA_AGE_MAX,
             refresh_backoff: HashMap::new(),
             tasks: JoinSet::new(),
             done: Vec::new(),
@@ -140,6 +145,7 @@ impl Sender {
     fn dispatch(&mut self) -> Option<Instant> {
         let now = now();
         self.note_lost_links(now);
+        self.refresh_all(now);
         let shared = Arc::clone(&self.shared);
         loop {
             let mut parcels: HashMap<usize, Parcel> = HashMap::new();
@@ -162,7 +168,7 @@ impl Sender {
             }
             if parcels.is_empty() {
                 let replies = self.requests.values().map(|request| request.deadline).min();
-                return earliest(wake_at, replies);
+                return earliest(earliest(wake_at, replies), Some(self.refresh_at));
             }
             for (peer, parcel) in parcels {
                 self.send(peer, parcel, now);
@@ -239,14 +245,12 @@ impl Sender {
         let timeout = self.shared.settings.delivery_timeout;
         let partition = &mut self.partitions[index];
         partition.lane.expire(now, &mut self.done);
-        let cause = peer.and_then(|peer| self.peers[peer].last_error.clone());
-        let mut wake_at = earliest(partition.lane.again_deadline(), partition.lane.not_before());
         // New batches stand behind those that go again.
         if !partition.lane.has_again()
             && let Some(limit) = now.checked_sub(timeout)
         {
             while let Some(batch) = accumulator.collect_expired(index, limit) {
-                let cause = cause.clone().unwrap_or_else(|| {
+                let cause = peer.and_then(|peer| self.peers[peer].last_error.clone()).unwrap_or_else(|| {
                     Error::new(ErrorKind::NotReady, "the leader of the partition could not take it yet")
                 });
                 let error =
@@ -254,12 +258,14 @@ impl Sender {
                 self.done.push(Done { batch: Sending::unsent(batch), outcome: Err(error) });
             }
         }
+        let mut wake_at = earliest(partition.lane.again_deadline(), partition.lane.not_before());
         wake_at = earliest(wake_at, accumulator.oldest(index).map(|opened| opened + timeout));
-        if let Some(PeerState::Down { not_before }) = peer.map(|peer| &self.peers[peer].state) {
-            wake_at = earliest(wake_at, *not_before);
-        }
-        let refresh = self.refresh_backoff.get(&partition.topic.name).map(|(_, not_before)| *not_before);
-        earliest(wake_at.filter(|at| *at > now), refresh.filter(|at| *at > now))
+        let retry_at = match peer.map(|peer| &self.peers[peer].state) {
+            Some(PeerState::Down { not_before }) => *not_before,
+            Some(_) => None,
+            None => self.refresh_backoff.get(&partition.topic.name).map(|(_, not_before)| *not_before),
+        };
+        earliest(wake_at.filter(|at| *at > now), retry_at.filter(|at| *at > now))
     }
 
     /// Builds a request and hands it to the connection.

@@ -1,5 +1,6 @@
 //! Where the leaders are, and the connections to them.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -7,7 +8,7 @@ use super::super::accumulator::LaneIndex;
 use super::super::links::{Link, Peer, PeerState};
 use super::super::now;
 use super::super::sequencer::{Done, LinkId};
-use super::{Event, Sender, Sending};
+use super::{Event, METADATA_AGE_MAX, Sender, Sending};
 use crate::admin::TopicMetadata;
 use crate::error::{Error, ErrorKind};
 
@@ -57,6 +58,20 @@ impl Sender {
             last_error: None,
         });
         Some(self.peers.len() - 1)
+    }
+
+    /// Asks for the metadata of all topics again when it has become old.
+    pub(super) fn refresh_all(&mut self, now: Instant) {
+        if now < self.refresh_at {
+            return;
+        }
+        self.refresh_at = now + METADATA_AGE_MAX;
+        let mut seen = HashSet::new();
+        for index in 0..self.partitions.len() {
+            if seen.insert(self.partitions[index].topic.name.clone()) {
+                self.refresh(index, now);
+            }
+        }
     }
 
     /// Asks for a topic's metadata, unless that is being done or was done a moment ago.
