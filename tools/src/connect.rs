@@ -38,12 +38,16 @@ impl From<AcksArg> for highwater_client::Acks {
     }
 }
 
-impl From<CompressionArg> for highwater_client::Compression {
-    fn from(compression: CompressionArg) -> Self {
-        match compression {
-            CompressionArg::None => Self::None,
-            CompressionArg::Lz4 => Self::Lz4,
-            CompressionArg::Zstd => Self::Zstd,
+/// The compression of `--compression`, if this build has it.
+pub(crate) fn compression(chosen: CompressionArg) -> anyhow::Result<highwater_client::Compression> {
+    match chosen {
+        CompressionArg::None => Ok(highwater_client::Compression::None),
+        CompressionArg::Lz4 => Ok(highwater_client::Compression::Lz4),
+        CompressionArg::Zstd if cfg!(feature = "zstd") => Ok(highwater_client::Compression::Zstd),
+        CompressionArg::Zstd => {
+            anyhow::bail!(
+                "this build has no zstd: use lz4, or build with: cargo build --release --features zstd"
+            )
         }
     }
 }

@@ -14,13 +14,15 @@ use highwater_protocol::limits::BATCH_BYTES_MAX;
 use serde_json::json;
 
 use crate::args::{Global, Output, ProduceArgs};
-use crate::connect::{connect, stage_name};
+use crate::connect::{compression, connect, stage_name};
 use crate::lines::{self, Piece};
 use crate::output::{self, Answer, Progress, Unit};
 use crate::ranges::LineRanges;
 
 /// Pieces of input that wait while the producer is busy.
 const PIECES_AHEAD: usize = 4;
+/// Bytes of lines that may wait for their acknowledgement: twice what a broker lets one connection send by default.
+const MEMORY_BYTES: usize = 16 << 20;
 /// Calls whose acknowledgements are awaited at once. The producer's memory is the real bound.
 const CALLS_MAX: usize = 1024;
 /// How long acknowledgements are awaited after Ctrl-C.
@@ -30,6 +32,7 @@ const RANGES_NAMED: usize = 20;
 
 /// Runs the command.
 pub(crate) async fn run(global: &Global, args: ProduceArgs) -> anyhow::Result<Answer> {
+    let compression = compression(args.compression)?;
     let client = connect(global).await?;
     let line_bytes_max = line_bytes_max(&client, &args).await?;
     let input = open_input(&args)?;
@@ -37,7 +40,8 @@ pub(crate) async fn run(global: &Global, args: ProduceArgs) -> anyhow::Result<An
         .producer()
         .acks(args.acks.into())
         .linger(args.linger)
-        .compression(args.compression.into())
+        .compression(compression)
+        .memory_bytes(MEMORY_BYTES)
         .build();
     let started = Instant::now();
     let mut sending = Sending {
@@ -358,7 +362,7 @@ impl Report {
             output::note(format!("the first of unknown outcome: {why}"));
         }
         if self.stop.is_some() || self.interrupted {
-            output::note(format!("lines after {} were not read", self.read));
+            output::note(format!("lines after {}, if there are any, were not read", self.read));
         }
         Ok(())
     }

@@ -13,7 +13,7 @@ use super::report::{Report, acks_name};
 use super::schedule::Schedule;
 use super::topic::{self, TopicFacts};
 use crate::args::{BenchProduceArgs, Global};
-use crate::connect::stage_name;
+use crate::connect::{compression, stage_name};
 use crate::output::{Answer, Progress, Unit};
 
 /// Records that are sent before others of the program get their turn, with one send each.
@@ -28,7 +28,7 @@ pub(crate) async fn run(global: &Global, client: &Client, args: BenchProduceArgs
         .producer()
         .acks(args.send.acks.into())
         .linger(args.send.linger)
-        .compression(args.send.compression.into())
+        .compression(compression(args.send.compression)?)
         .batch_bytes(usize::try_from(args.batch_bytes)?)
         .memory_bytes(usize::try_from(args.in_flight)?)
         .build();

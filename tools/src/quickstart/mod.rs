@@ -65,12 +65,11 @@ pub(crate) async fn run(global: &Global, args: QuickstartArgs) -> anyhow::Result
         Some(broker) => broker.stop().await,
         None => Ok(()),
     };
-    let result = match result {
-        Err(error) if !error.is::<OutputClosed>() => {
-            Err(error.context(format!("the end of the broker's log:\n{}\n", tour.launcher.log_end())))
-        }
-        other => other,
-    };
+    if let Err(error) = &result
+        && !error.is::<OutputClosed>()
+    {
+        output::note(format!("The broker's log ends in:\n{}\n", tour.launcher.log_end()));
+    }
     let verified = result?;
     stopped?;
     if let Some(kept) = place.kept() {

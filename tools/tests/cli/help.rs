@@ -72,6 +72,8 @@ fn a_wrong_command_line_ends_with_2_and_says_what_is_right() {
         (&["topic", "create", "x", "--config", "durability"], "KEY=VALUE"),
         (&["topic", "alter", "x"], "--config"),
         (&["bench", "produce", "--durability", "os"], "--create"),
+        #[cfg(not(feature = "zstd"))]
+        (&["produce", "x", "--compression", "zstd"], "--features zstd"),
     ] {
         let mut command = highwater();
         command.args(arguments);

@@ -147,3 +147,63 @@ fn a_directory_in_use_is_not_verified() {
     check(&output, 2, &["log verify"]);
     assert!(String::from_utf8(output.stderr).unwrap().contains("a broker runs in"));
 }
+
+/// Every file of a directory, state files and segments alike, in a fixed order.
+fn files(directory: &std::path::Path, found: &mut Vec<PathBuf>) {
+    let mut entries: Vec<PathBuf> =
+        fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
+    entries.sort();
+    for path in entries {
+        match path.is_dir() {
+            true => files(&path, found),
+            false => found.push(path),
+        }
+    }
+}
+
+#[test]
+fn sampled_bit_flips_in_every_file_are_found() {
+    let broker = written();
+    let mut all = Vec::new();
+    files(&broker.data(), &mut all);
+    // SplitMix64: the same flips every time.
+    let mut state = 7_u64;
+    let mut random = move |below: u64| {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        ((mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb) >> 33) % below
+    };
+    let (mut flips, mut harmless) = (0, 0);
+    let segments = segments(&broker);
+    let last_segment = segments.last().unwrap();
+    for path in &all {
+        let bytes = fs::read(path).unwrap();
+        if bytes.is_empty() {
+            assert!(path.ends_with("lock"), "{} is empty", path.display());
+            continue;
+        }
+        for _ in 0..20 {
+            let bit = random(bytes.len() as u64 * 8);
+            let mut flipped = bytes.clone();
+            flipped[bit as usize / 8] ^= 1 << (bit % 8);
+            fs::write(path, &flipped).unwrap();
+            flips += 1;
+            // Behind the end of a sealed segment nothing is ever read.
+            let used = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last as u64 + 1);
+            if bit / 8 >= used && path != last_segment && path.extension().is_some_and(|it| it == "segment") {
+                verify(&broker, 0);
+                harmless += 1;
+                continue;
+            }
+            let report = verify(&broker, 1);
+            let file = path.strip_prefix(broker.data()).unwrap().to_str().unwrap();
+            let fault = &report["faults"][0];
+            assert_eq!(fault["file"], file, "bit {bit} of {file}: {report}");
+            let (start, end) = (fault["position"].as_u64().unwrap(), fault["position_end"].as_u64().unwrap());
+            assert!((start..end).contains(&(bit / 8)), "bit {bit} of {file}: {fault}");
+        }
+        fs::write(path, &bytes).unwrap();
+    }
+    assert!(flips > 200 && harmless < flips / 3, "{flips} flips in {} files, {harmless} harmless", all.len());
+    verify(&broker, 0);
+}

@@ -151,12 +151,14 @@ impl Checking<'_> {
             return Ok(());
         }
         let bytes = FileBytes::open(&self.path.path.join(&name))?;
-        let file_length = highwater_broker_core::log::scan::SegmentBytes::length(&bytes);
+        let file_length = bytes.length;
         if file_length < sealed.length {
             let reason = format!("the file has {file_length} bytes, the manifest says {}", sealed.length);
             let fault = self.fault(&name, file_length..sealed.length, "cut short", reason);
             self.findings.add(Fault { offset_end: offsets.1, ..fault });
         }
+        // What is behind the end is reserved room or was truncated away: nothing reads it.
+        self.findings.slack_bytes += file_length.saturating_sub(sealed.length);
         let mut scanner =
             Scanner::new(bytes, self.path.partition, Depth::Full, sealed.name.base_offset, self.epoch)
                 .within(0..sealed.length);
