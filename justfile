@@ -32,8 +32,12 @@ test *ARGS:
 sim SEED="1000" COUNT="2000":
     HIGHWATER_SEED={{SEED}} HIGHWATER_HISTORIES={{COUNT}} cargo test -p highwater-tests --release --test log_histories --test broker_histories
 
-# Mutate inputs of every decoder for a while: `just fuzz 600` is ten minutes. Inputs that fail are kept in protocol/fuzz/corpus.
-fuzz SECONDS="60" TARGET="all":
+# Coverage-guided fuzzing of every decoder with libFuzzer: `just fuzz 600` is ten minutes.
+fuzz SECONDS="60":
+    protocol/fuzz/run {{SECONDS}}
+
+# Seeded mutations of the kept inputs, one decoder or all, with a fresh seed. Inputs that fail are kept in the corpus.
+mutations SECONDS="60" TARGET="all":
     HIGHWATER_FUZZ_SECONDS={{SECONDS}} HIGHWATER_FUZZ_TARGET={{TARGET}} cargo test -p highwater-protocol --release --features zstd --test fuzz -- --nocapture
 
 # What this machine can do at best, without Highwater.

@@ -1,5 +1,4 @@
-//! All decoders under libFuzzer, which follows coverage: `cargo +nightly fuzz run decoders corpus/...`. The first byte
-//! picks the decoder.
+//! All decoders under libFuzzer, which follows coverage: `protocol/fuzz/run`. The first byte picks the decoder.
 #![no_main]
 
 #[path = "../targets.rs"]
