@@ -53,6 +53,8 @@ pub(super) struct Unsynced {
     pub(super) segment: Arc<SegmentFile>,
     pub(super) file: Arc<dyn File>,
     pub(super) sealing: Option<Arc<Sealing>>,
+    /// Bytes that were written since it was listed or last flushed.
+    pub(super) bytes: u64,
 }
 
 /// What goes into the manifest once the file is flushed.
@@ -71,7 +73,6 @@ pub(super) struct Snapshot {
     pub(super) log_generation: u64,
     pub(super) upto: Offset,
     pub(super) files: Vec<Unsynced>,
-    pub(super) bytes: u64,
     /// Directory entries as of this version are needed by what is flushed.
     pub(super) names: u64,
 }
@@ -99,6 +100,9 @@ impl LogShared {
         let mut state = self.flush.lock();
         state.written_end = written_end;
         state.list(segment, file);
+        if let Some(last) = state.files.last_mut() {
+            last.bytes += bytes;
+        }
         eager && state.queue(Lane::Eager)
     }
 
@@ -139,7 +143,6 @@ impl LogShared {
             log_generation: state.log_generation,
             upto,
             files: state.files[..count].to_vec(),
-            bytes: if lane == Lane::Eager { self.unflushed_bytes.load(Ordering::Relaxed) } else { 0 },
             // After the files: a file is listed only after its name was made, so this covers all of them.
             names: self.structure.names_wanted(),
         })
@@ -161,6 +164,10 @@ impl LogShared {
         for done in &round.files {
             let place = state.files.iter().position(|file| Arc::ptr_eq(&file.segment, &done.segment));
             let Some(place) = place else { continue };
+            // The other lane may have flushed a part of them.
+            let bytes = done.bytes.min(state.files[place].bytes);
+            state.files[place].bytes -= bytes;
+            self.unflushed_bytes.fetch_sub(bytes, Ordering::Relaxed);
             // A file that was still appended to when the round began may have been sealed or written since.
             let complete = match (&done.sealing, &state.files[place].sealing) {
                 (Some(sealing), _) => {
@@ -174,8 +181,6 @@ impl LogShared {
                 state.files.remove(place).segment.unpin();
             }
         }
-        let bytes = round.bytes.min(self.unflushed_bytes.load(Ordering::Relaxed));
-        self.unflushed_bytes.fetch_sub(bytes, Ordering::Relaxed);
         self.structure.flushed(&sealed, round)
     }
 
@@ -233,7 +238,12 @@ impl FlushState {
     fn list(&mut self, segment: &Arc<SegmentFile>, file: &Arc<dyn File>) {
         if self.files.last().is_none_or(|last| !Arc::ptr_eq(&last.segment, segment)) {
             segment.pin();
-            self.files.push(Unsynced { segment: Arc::clone(segment), file: Arc::clone(file), sealing: None });
+            self.files.push(Unsynced {
+                segment: Arc::clone(segment),
+                file: Arc::clone(file),
+                sealing: None,
+                bytes: 0,
+            });
         }
     }
 

@@ -12,6 +12,16 @@ pub trait FlushSink: Send + Sync + 'static {
     fn flush_done(&self, outcome: FlushOutcome);
 }
 
+impl FlushOutcome {
+    /// The generation of the log when the round began.
+    #[must_use]
+    pub const fn log_generation(&self) -> u64 {
+        match self {
+            Self::Flushed { log_generation, .. } | Self::Failed { log_generation, .. } => *log_generation,
+        }
+    }
+}
+
 /// What became of a log's part of a flush round.
 #[derive(Debug, Clone)]
 pub enum FlushOutcome {

@@ -101,6 +101,13 @@ impl Structure {
         self.state.lock().manifest.segments.len()
     }
 
+    /// Whether nothing is waiting to be made durable.
+    #[cfg(test)]
+    pub(super) fn is_durable(&self) -> bool {
+        let state = self.state.lock();
+        state.manifest_wanted == state.manifest_durable && state.names_wanted == state.names_durable
+    }
+
     /// Lists segments that a round has flushed. Returns the flushed end if it can be reported at once.
     pub(super) fn flushed(&self, sealed: &[Arc<Sealing>], round: &Snapshot) -> Option<Offset> {
         let mut state = self.state.lock();

@@ -236,8 +236,10 @@ impl Log {
         self.active.is_some()
     }
 
-    pub(super) fn listed_segments(&self) -> usize {
-        self.shared.structure.listed_count()
+    /// Sealed segments that are durably listed; `None` while the manifest is not up to date.
+    pub(super) fn listed_segments(&self) -> Option<usize> {
+        let structure = &self.shared.structure;
+        structure.is_durable().then(|| structure.listed_count())
     }
 
     pub(super) fn sealed_end(&self) -> Offset {

@@ -205,7 +205,7 @@ pub(super) fn check(partition: TopicPartition, pieces: &[Bytes], from: u64) -> u
 /// Waits until all sealed segments are listed.
 pub(super) fn wait_for_manifest(opened: &mut Opened) {
     let sealed = opened.log.segment_count() - usize::from(opened.log.has_active());
-    wait_until(|| opened.log.listed_segments() == sealed);
+    wait_until(|| opened.log.listed_segments() == Some(sealed));
 }
 
 /// Waits for a condition, with a deadline.
