@@ -199,9 +199,13 @@ fn print(global: &Global, findings: &Findings) -> anyhow::Result<()> {
             (Some(start), _) => format!(", offset {start}"),
             _ => String::new(),
         };
+        let bytes = match fault.position_end.saturating_sub(fault.position) {
+            0 => String::new(),
+            count => format!(" ({})", output::plural(count, "byte", "bytes")),
+        };
         let known = if fault.known { " (the broker knows)" } else { "" };
         output::line(format!(
-            "{}: position {}{offsets}: {}{known}: {}",
+            "{}: position {}{bytes}{offsets}: {}{known}: {}",
             fault.file, fault.position, fault.kind, fault.reason
         ))?;
     }

@@ -180,6 +180,8 @@ impl Checking<'_> {
                     index.break_here();
                     self.bad(&name, positions, expected, "corrupt", &reason.to_string());
                 }
+                // The last bytes of a damaged batch may be zeroes too.
+                Found::Slack { positions } if self.goes_on(&name, &positions) => {}
                 Found::Slack { positions } => {
                     faults += 1;
                     self.bad(&name, positions, expected, "corrupt", "zeroes where batches should be");
@@ -187,8 +189,12 @@ impl Checking<'_> {
             }
         }
         self.epoch = scanner.epoch();
+        if faults > 0 {
+            self.explains(&name, sealed.length, &(scanner.expected()..sealed.end_offset));
+            return Ok(());
+        }
         let (end, checksum) = (scanner.expected(), headers.finalize());
-        if faults == 0 && (end != sealed.end_offset || checksum != sealed.checksum) {
+        if end != sealed.end_offset || checksum != sealed.checksum {
             let reason = format!(
                 "it ends at offset {end} with checksum {checksum:#010x}, the manifest says offset {} and {:#010x}",
                 sealed.end_offset, sealed.checksum
@@ -246,9 +252,20 @@ impl Checking<'_> {
         }
     }
 
+    /// Whether these bytes follow those of the last fault: then they belong to it.
+    fn goes_on(&mut self, name: &str, positions: &Range<u64>) -> bool {
+        let file = self.file(name);
+        match self.findings.faults.last_mut() {
+            Some(last) if last.file == file && last.position_end == positions.start => {
+                last.position_end = positions.end;
+                true
+            }
+            _ => false,
+        }
+    }
+
     fn bad(&mut self, name: &str, positions: Range<u64>, expected: Offset, kind: &'static str, reason: &str) {
-        let reason = format!("{reason} (bytes {} to {})", positions.start, positions.end);
-        let fault = self.fault(name, positions, kind, reason);
+        let fault = self.fault(name, positions, kind, reason.to_owned());
         self.findings.add(Fault { offset: Some(expected.0), ..fault });
     }
 
@@ -339,8 +356,7 @@ impl Checking<'_> {
         reason: &str,
     ) {
         let name = names.get(gap.file).map(ToString::to_string).unwrap_or_default();
-        let reason = format!("{reason} (bytes {} to {})", gap.positions.start, gap.positions.end);
-        let fault = self.fault(&name, gap.positions.clone(), kind, reason);
+        let fault = self.fault(&name, gap.positions.clone(), kind, reason.to_owned());
         let offset_end = next.map(|next| next.0);
         self.findings.add(Fault { offset: Some(gap.start.0), offset_end, known, ..fault });
     }
