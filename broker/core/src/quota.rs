@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn a_window_may_be_overdrawn_once() {
-        let mut budget = Budget::new(64 * MIB, 16, 8 * MIB);
+        let budget = Budget::new(64 * MIB, 16, 8 * MIB);
         let mut window = budget.open();
         assert_eq!(window.limit(), 2 * MIB);
         assert_eq!(window.receive(2 * MIB - 1), Ok(()));
