@@ -50,6 +50,8 @@ async fn find(node: &Node, query: &OffsetQuery) -> Result<OffsetResult, ApiError
         Position::Latest => Ok(at(status.high_watermark.get())),
         Position::Time => {
             let plan = handle.plan_time(query.timestamp_ms).await?;
+            // The semaphore is never closed.
+            let _permit = node.cold_reads.acquire().await;
             let found = plan.run().await.map_err(|error| read_error(&error))?;
             Ok(match found {
                 Some(found) => OffsetResult {

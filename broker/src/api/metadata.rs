@@ -5,9 +5,12 @@ use highwater_protocol::error_code::ErrorCode;
 use highwater_protocol::ids::TopicId;
 use highwater_protocol::messages::{BrokerInfo, MetadataReply, MetadataRequest, PartitionInfo, TopicInfo};
 
-use super::ApiError;
+use super::{ApiError, check_partition_count};
 use crate::server::Node;
 use crate::server::principal::{Operation, Principal};
+
+/// Partitions that one reply tells about: what a frame has room for, and more than the largest topic has.
+const PARTITIONS_MAX: usize = 30_000;
 
 pub(crate) fn handle(
     node: &Node,
@@ -16,6 +19,14 @@ pub(crate) fn handle(
 ) -> Result<MetadataReply, ApiError> {
     principal.authorise(Operation::Describe)?;
     let image = node.controller.image();
+    let count: usize = if request.all_topics {
+        image.topics().map(|topic| topic.partitions.len()).sum()
+    } else {
+        let by_name = request.names.iter().filter_map(|name| image.topic_named(name));
+        let by_id = request.topic_ids.iter().filter_map(|id| image.topic(TopicId::from(*id)));
+        by_name.chain(by_id).map(|topic| topic.partitions.len()).sum()
+    };
+    check_partition_count(count, PARTITIONS_MAX)?;
     let topics = if request.all_topics {
         image.topics().map(|topic| topic_info(node, topic)).collect()
     } else {

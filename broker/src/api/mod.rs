@@ -35,3 +35,15 @@ pub(crate) fn partition_of(topic_id: Option<Uuid>, partition: u32) -> Result<Top
     let topic_id: TopicId = topic_id.ok_or_else(|| ApiError::invalid("topic_id is missing"))?.into();
     Ok(TopicPartition::new(topic_id, PartitionId(partition)))
 }
+
+/// Refuses what would not fit a reply before anything is made for it: a request may name the same large topic many
+/// thousand times.
+pub(crate) fn check_partition_count(count: usize, max: usize) -> Result<(), ApiError> {
+    if count > max {
+        return Err(ApiError::invalid(format!(
+            "the reply would tell about {count} partitions, and has room for {max}: ask for fewer topics at a time, or \
+             for a summary"
+        )));
+    }
+    Ok(())
+}

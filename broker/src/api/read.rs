@@ -26,7 +26,11 @@ pub(crate) async fn handle(
         None => Vec::new(),
         Some(mut plan) => match plan.ready() {
             Some(read) => read,
-            None => plan.run().await,
+            None => {
+                // The semaphore is never closed.
+                let _permit = node.cold_reads.acquire().await;
+                plan.run().await
+            }
         }
         .map_err(|error| read_error(&error))?,
     };

@@ -5,16 +5,21 @@ use highwater_broker_core::controller::image::Topic;
 use highwater_broker_core::controller::topic_config::TopicConfig;
 use highwater_protocol::error_code::ErrorCode;
 use highwater_protocol::ids::{TopicId, TopicPartition};
+use highwater_protocol::limits::PARTITIONS_MAX;
 use highwater_protocol::messages::{
     AlterTopicReply, AlterTopicRequest, ConfigEntry, ConfigSource, CorruptRange, CreateTopicReply,
     CreateTopicRequest, DeleteTopicReply, DeleteTopicRequest, DescribeTopicsReply, DescribeTopicsRequest,
     PartitionDescription, TopicDescription,
 };
 
-use super::ApiError;
 use super::metadata::partition_info;
+use super::{ApiError, check_partition_count};
 use crate::server::Node;
 use crate::server::principal::{Operation, Principal};
+
+/// Partitions that one reply describes in full: every partition of the largest topic, and what a frame has room for.
+const DESCRIBED_PARTITIONS_MAX: usize = 12_000;
+const _: () = assert!(DESCRIBED_PARTITIONS_MAX >= PARTITIONS_MAX as usize);
 
 /// Returns when the topic is on stable storage and its partitions accept batches.
 pub(crate) async fn create(
@@ -36,7 +41,7 @@ pub(crate) async fn create(
     if request.validate_only {
         return Ok(CreateTopicReply { topic_id: None, partitions, replication });
     }
-    node.partitions.wait_open(topic_id, partitions).await?;
+    wait_open(node, topic_id, partitions).await?;
     Ok(CreateTopicReply { topic_id: Some(topic_id.into()), partitions, replication })
 }
 
@@ -59,9 +64,14 @@ pub(crate) async fn alter(
     if !request.validate_only
         && let Some(topic) = node.controller.image().topic_named(&name)
     {
-        node.partitions.wait_open(topic.id, partitions).await?;
+        wait_open(node, topic.id, partitions).await?;
     }
     Ok(AlterTopicReply { partitions })
+}
+
+async fn wait_open(node: &Node, topic: TopicId, partitions: u32) -> Result<(), ApiError> {
+    let exists = || node.controller.image().topic(topic).is_some();
+    node.partitions.wait_open(topic, partitions, exists).await
 }
 
 /// Returns when the topic is gone and its files are in the trash.
@@ -86,6 +96,15 @@ pub(crate) fn describe(
     principal.authorise(Operation::Describe)?;
     let image = node.controller.image();
     let describe = |topic: &Topic| description(node, topic, request.summary);
+    if !request.summary {
+        let count: usize = if request.names.is_empty() {
+            image.topics().map(|topic| topic.partitions.len()).sum()
+        } else {
+            let named = request.names.iter().filter_map(|name| image.topic_named(name));
+            named.map(|topic| topic.partitions.len()).sum()
+        };
+        check_partition_count(count, DESCRIBED_PARTITIONS_MAX)?;
+    }
     let topics = if request.names.is_empty() {
         image.topics().map(|topic| describe(topic)).collect()
     } else {

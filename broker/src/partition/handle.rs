@@ -1,6 +1,6 @@
 //! How the rest of the broker talks to a partition: a cheap handle on its mailbox and on what it last told about itself.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -11,13 +11,13 @@ use highwater_broker_core::time::{Mono, Wall};
 use highwater_protocol::batch::BatchHeader;
 use highwater_protocol::error_code::ErrorCode;
 use highwater_protocol::ids::{LeaderEpoch, NodeId, Offset, SubscriptionId, TopicPartition};
-use highwater_protocol::messages::{Acks, Isolation};
+use highwater_protocol::messages::{Acks, Ended, Isolation};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
 use super::ticket::Ticket;
 use crate::api::ApiError;
-use crate::server::outbox::Outbox;
+use crate::server::outbox::{Outbox, SubscriptionEvent};
 use crate::storage::read_plan::ReadPlan;
 use crate::storage::sink::{FlushOutcome, FlushSink};
 use crate::storage::time_plan::TimePlan;
@@ -58,6 +58,8 @@ pub(crate) enum Closed {
     Deleted,
     /// The broker is shutting down.
     ShuttingDown,
+    /// Its task has failed.
+    Failed,
 }
 
 /// What a partition's task can be told.
@@ -124,6 +126,42 @@ pub(crate) struct Ask {
     pub(crate) seen_watermark: Offset,
     /// What the subscriber may see.
     pub(crate) isolation: Isolation,
+}
+
+impl Ask {
+    /// Answers that there will never be batches.
+    pub(super) fn refuse(&self, error: &ApiError) {
+        let ended = Ended {
+            id: self.id.get(),
+            code: error.code.code(),
+            message: error.message.clone(),
+            ..Ended::default()
+        };
+        self.outbox.event(SubscriptionEvent::Ended(Box::new(ended)));
+    }
+}
+
+/// The subscriptions' questions that wait, by connection and subscription. Dropped with questions in it, it answers them:
+/// the task has failed then.
+#[derive(Debug)]
+pub(super) struct Parked {
+    pub(super) asks: HashMap<(u64, SubscriptionId), Ask>,
+    partition: TopicPartition,
+}
+
+impl Parked {
+    pub(super) fn new(partition: TopicPartition) -> Self {
+        Self { asks: HashMap::new(), partition }
+    }
+}
+
+impl Drop for Parked {
+    fn drop(&mut self) {
+        let error = Closed::Failed.error(self.partition);
+        for ask in self.asks.values() {
+            ask.refuse(&error);
+        }
+    }
 }
 
 /// What a partition offers: where its watermarks are, and how to read what was asked for.
@@ -194,6 +232,10 @@ impl Closed {
                 format!("the topic of partition {partition} was deleted"),
             ),
             Self::ShuttingDown => ApiError::new(ErrorCode::ShuttingDown, "the broker is shutting down"),
+            Self::Failed => ApiError::new(
+                ErrorCode::StorageError,
+                format!("partition {partition} is out of service until the broker is restarted; see its log"),
+            ),
         }
     }
 }
@@ -228,6 +270,31 @@ impl Shared {
         self.inbox.lock().closed = Some(why);
     }
 
+    /// Ends what nobody works at any more, if it was not closed; true then.
+    pub(super) fn fail(&self) -> bool {
+        let mut inbox = self.inbox.lock();
+        if inbox.closed.is_some() {
+            return false;
+        }
+        inbox.closed = Some(Closed::Failed);
+        let (batches, commands) = (std::mem::take(&mut inbox.batches), std::mem::take(&mut inbox.commands));
+        drop(inbox);
+        let mut status = self.status.lock();
+        status.state = "offline";
+        status.is_ready = false;
+        drop(status);
+        let error = Closed::Failed.error(self.partition);
+        for produce in batches {
+            produce.ticket.refuse(error.code, error.message.clone());
+        }
+        for command in commands {
+            if let Command::Ask(ask) = command {
+                ask.refuse(&error);
+            }
+        }
+        true
+    }
+
     pub(super) fn set_batch_bytes_max(&self, bytes: u32) {
         self.batch_bytes_max.store(bytes, Ordering::Relaxed);
     }
@@ -247,15 +314,18 @@ impl Shared {
 impl FlushSink for Shared {
     fn flush_done(&self, outcome: FlushOutcome) {
         let mut cell = self.flushed.lock();
-        // Rounds may overlap and finish in any order; a failure must not be covered by a success.
+        // Rounds may overlap and finish in any order; a failure must not be covered by a success. What is about a log
+        // that was truncated since says nothing, and must cover nothing.
         let replaces = match (&*cell, &outcome) {
             (None, _) => true,
+            (Some(before), after) if before.log_generation() != after.log_generation() => {
+                after.log_generation() > before.log_generation()
+            }
             (Some(FlushOutcome::Failed { .. }), _) => false,
             (Some(_), FlushOutcome::Failed { .. }) => true,
-            (
-                Some(FlushOutcome::Flushed { log_generation, upto }),
-                FlushOutcome::Flushed { log_generation: new_generation, upto: new_upto },
-            ) => (*new_generation, *new_upto) > (*log_generation, *upto),
+            (Some(FlushOutcome::Flushed { upto, .. }), FlushOutcome::Flushed { upto: new_upto, .. }) => {
+                new_upto > upto
+            }
         };
         if replaces {
             *cell = Some(outcome);

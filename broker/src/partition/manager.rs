@@ -86,6 +86,11 @@ impl Services {
         }
     }
 
+    /// Whether the broker is about to end.
+    pub(super) fn is_stopping(&self) -> bool {
+        self.shutdown.is_cancelled()
+    }
+
     /// A log was closed in order.
     pub(super) fn note_closed(&self, log: ClosedLog) {
         self.closed.lock().push(log);
@@ -197,8 +202,13 @@ impl Partitions {
         }
     }
 
-    /// Waits until every partition of the topic is open, or has failed to.
-    pub(crate) async fn wait_open(&self, topic: TopicId, count: u32) -> Result<(), ApiError> {
+    /// Waits until every partition of the topic is open, or has failed to, or the topic does not exist any more.
+    pub(crate) async fn wait_open(
+        &self,
+        topic: TopicId,
+        count: u32,
+        exists: impl Fn() -> bool,
+    ) -> Result<(), ApiError> {
         let mut changes = self.changes.subscribe();
         loop {
             let pending = (0..count)
@@ -211,6 +221,9 @@ impl Partitions {
             match pending {
                 None => return Ok(()),
                 Some(Err(why)) => return Err(ApiError::new(ErrorCode::StorageError, why)),
+                Some(Ok(())) if !exists() => {
+                    return Err(ApiError::new(ErrorCode::UnknownTopic, "the topic was deleted meanwhile"));
+                }
                 Some(Ok(())) => {}
             }
             if changes.changed().await.is_err() {
@@ -273,7 +286,8 @@ impl Manager {
         self.follow(&image);
         for topic in image.topics() {
             // What failed is reported already, and does not keep the others from being served.
-            let _failed = self.partitions.wait_open(topic.id, topic.partitions.len() as u32).await;
+            let count = topic.partitions.len() as u32;
+            let _failed = self.partitions.wait_open(topic.id, count, || true).await;
         }
     }
 

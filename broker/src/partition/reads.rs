@@ -18,24 +18,25 @@ impl Worker {
     /// Answers a subscription's question, or keeps it until there is an answer.
     pub(super) fn answer_ask(&mut self, ask: Ask) {
         if let Some(ask) = self.try_answer(ask) {
-            self.parked.insert((ask.outbox.id(), ask.id), ask);
+            self.parked.asks.insert((ask.outbox.id(), ask.id), ask);
             self.want_tail();
         }
     }
 
     /// Answers every question that can be answered by now.
     pub(super) fn offer_to_parked(&mut self) {
-        if self.parked.is_empty() {
+        if self.parked.asks.is_empty() {
             return;
         }
         let answerable: Vec<_> = self
             .parked
+            .asks
             .iter()
             .filter(|(_, ask)| self.end_for(ask.isolation) > ask.from || self.watermark_moved(ask))
             .map(|(key, _)| *key)
             .collect();
         for key in answerable {
-            if let Some(ask) = self.parked.remove(&key) {
+            if let Some(ask) = self.parked.asks.remove(&key) {
                 self.answer_ask(ask);
             }
         }
@@ -45,9 +46,9 @@ impl Worker {
     pub(super) fn end_readers_past_the_end(&mut self) {
         let log_end = self.log.log_end();
         let past: Vec<_> =
-            self.parked.iter().filter(|(_, ask)| ask.from > log_end).map(|(key, _)| *key).collect();
+            self.parked.asks.iter().filter(|(_, ask)| ask.from > log_end).map(|(key, _)| *key).collect();
         for key in past {
-            if let Some(ask) = self.parked.remove(&key) {
+            if let Some(ask) = self.parked.asks.remove(&key) {
                 let why =
                     format!("the log of {} ends at {log_end} since it was verified", self.shared.partition);
                 self.end(&ask, ErrorCode::LogReset, why, None);
@@ -58,7 +59,7 @@ impl Worker {
     /// The partition stops: nobody is answered any more.
     pub(super) fn end_all_readers(&mut self, why: Closed) {
         let error = why.error(self.shared.partition);
-        for (_, ask) in std::mem::take(&mut self.parked) {
+        for (_, ask) in std::mem::take(&mut self.parked.asks) {
             self.end(&ask, error.code, error.message.clone(), None);
         }
     }
@@ -85,7 +86,7 @@ impl Worker {
 
     /// The tail is kept in memory while somebody waits for it.
     pub(super) fn want_tail(&mut self) {
-        self.log.set_tail_wanted(!self.parked.is_empty());
+        self.log.set_tail_wanted(!self.parked.asks.is_empty());
     }
 
     /// Answers, or gives the question back if there is nothing to say yet.

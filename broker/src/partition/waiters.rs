@@ -115,3 +115,125 @@ fn answer(queue: &mut VecDeque<Waiter>, reached: impl Fn(Offset) -> Option<Reach
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use bytes::BytesMut;
+    use highwater_broker_core::durability::Durability;
+    use highwater_broker_core::replica::{Input, Start};
+    use highwater_protocol::frame::Splitter;
+    use highwater_protocol::ids::{CorrelationId, LeaderEpoch, NodeId};
+    use highwater_protocol::messages::{ProduceReply, Stage};
+
+    use super::super::ticket::tickets;
+    use super::*;
+    use crate::server::outbox::{Contents, Outbox};
+
+    fn replica() -> Replica {
+        let start = Start {
+            node: NodeId(1),
+            epoch: LeaderEpoch(1),
+            replication: 1,
+            min_in_sync: 1,
+            durability_wanted: Durability::Fsync,
+            durability_effective: Durability::Fsync,
+            log_end: Offset(0),
+            flushed_end: Offset(0),
+            high_watermark: Offset(0),
+            log_generation: 0,
+            append_time: 0,
+        };
+        let mut replica = Replica::lead(start, &mut Vec::new());
+        replica.step(Mono(0), Input::Appended { log_end: Offset(9), append_time: 5 }, &mut Vec::new());
+        replica
+    }
+
+    fn flush(replica: &mut Replica, upto: u64) {
+        let flushed = Input::Flushed { log_generation: 0, upto: Offset(upto) };
+        replica.step(Mono(0), flushed, &mut Vec::new());
+    }
+
+    fn waiter(outbox: &Arc<Outbox>, end: u64, deadline: u64) -> Waiter {
+        let ticket = tickets(outbox, CorrelationId(end), 1, 100).next().unwrap();
+        Waiter {
+            end: Offset(end),
+            base_offset: Offset(end - 1),
+            append_time: 5,
+            deadline: Mono(deadline),
+            ticket,
+        }
+    }
+
+    /// The replies that were left: correlation id, code and stage of each; and the bytes given back with them.
+    fn replies(outbox: &Outbox) -> (Vec<(u64, ErrorCode, Stage)>, u64) {
+        let mut contents = Contents::default();
+        outbox.take(&mut contents);
+        let mut frames: BytesMut = contents.frames;
+        let mut replies = Vec::new();
+        while let Some(frame) = Splitter::default().next(&mut frames).unwrap() {
+            let reply: ProduceReply = frame.decode_body().unwrap();
+            let result = &reply.results[0];
+            replies.push((
+                frame.header.correlation_id.get(),
+                ErrorCode::from_code(result.error),
+                result.stage(),
+            ));
+        }
+        (replies, contents.released)
+    }
+
+    #[test]
+    fn each_is_answered_when_its_condition_is_reached() {
+        let outbox = Arc::new(Outbox::new(1));
+        let (mut replica, mut waiters) = (replica(), Waiters::default());
+        waiters.wait_committed(waiter(&outbox, 3, 100));
+        waiters.wait_leader(waiter(&outbox, 5, 100));
+        waiters.wait_committed(waiter(&outbox, 9, 100));
+        waiters.answer_reached(&replica);
+        assert_eq!(replies(&outbox), (vec![], 0), "nothing is flushed yet");
+        flush(&mut replica, 5);
+        waiters.answer_reached(&replica);
+        let flushed = |id| (id, ErrorCode::None, Stage::Flushed);
+        assert_eq!(replies(&outbox), (vec![flushed(3), flushed(5)], 200));
+        flush(&mut replica, 9);
+        waiters.answer_reached(&replica);
+        assert_eq!(replies(&outbox), (vec![flushed(9)], 100));
+        assert_eq!((waiters.count(), waiters.deadline()), (0, None));
+    }
+
+    #[test]
+    fn whoever_waits_too_long_is_told_that_the_batch_was_written() {
+        let outbox = Arc::new(Outbox::new(1));
+        let mut waiters = Waiters::default();
+        waiters.wait_committed(waiter(&outbox, 3, 300));
+        waiters.wait_committed(waiter(&outbox, 4, 100));
+        waiters.wait_leader(waiter(&outbox, 5, 200));
+        assert_eq!(waiters.deadline(), Some(Mono(100)));
+        waiters.expire(Mono(99));
+        assert_eq!(waiters.count(), 3);
+        waiters.expire(Mono(100));
+        let timed_out = |id| (id, ErrorCode::TimedOut, Stage::Accepted);
+        assert_eq!(replies(&outbox).0, [timed_out(4)]);
+        assert_eq!(waiters.deadline(), Some(Mono(200)));
+        waiters.expire(Mono(1000));
+        assert_eq!(replies(&outbox).0, [timed_out(3), timed_out(5)]);
+        assert_eq!(waiters.deadline(), None);
+    }
+
+    #[test]
+    fn after_a_failed_flush_nobody_is_told_more_than_is_known() {
+        let outbox = Arc::new(Outbox::new(1));
+        let (mut replica, mut waiters) = (replica(), Waiters::default());
+        waiters.wait_committed(waiter(&outbox, 3, 100));
+        replica.step(Mono(0), Input::FlushFailed { log_generation: 0 }, &mut Vec::new());
+        waiters.answer_reached(&replica);
+        assert_eq!(waiters.count(), 1);
+        waiters.fail_all("the flush failed");
+        assert_eq!(replies(&outbox).0, [(3, ErrorCode::OutcomeUnknown, Stage::Accepted)]);
+        // A ticket that is dropped answers too: nobody waits in vain.
+        drop(waiter(&outbox, 7, 100));
+        assert_eq!(replies(&outbox).0, [(7, ErrorCode::OutcomeUnknown, Stage::Accepted)]);
+    }
+}

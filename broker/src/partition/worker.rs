@@ -3,7 +3,7 @@
 //! It takes everything that has queued up at once, so that batches of many producers become one write and one flush.
 //! It never waits for a connection, and what may take long on the disk is done on an I/O thread.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,11 +12,11 @@ use highwater_broker_core::controller::topic_config::TopicConfig;
 use highwater_broker_core::durability::Durability;
 use highwater_broker_core::replica::{Health, Input, Output, Replica};
 use highwater_broker_core::time::{Mono, Wall};
-use highwater_protocol::ids::{Offset, SubscriptionId};
+use highwater_protocol::ids::Offset;
 use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
-use super::handle::{Ask, Closed, Command, PartitionHandle, Produce, Shared};
+use super::handle::{Closed, Command, Parked, PartitionHandle, Produce, Shared};
 use super::manager::Services;
 use super::waiters::Waiters;
 use crate::io_thread;
@@ -40,7 +40,7 @@ pub(super) struct Worker {
     pub(super) replica: Replica,
     pub(super) config: TopicConfig,
     pub(super) waiters: Waiters,
-    pub(super) parked: HashMap<(u64, SubscriptionId), Ask>,
+    pub(super) parked: Parked,
     pub(super) outputs: Vec<Output>,
     /// When the next flush is asked for, while there is something to flush and the durability is an interval.
     flush_at: Option<Mono>,
@@ -48,7 +48,8 @@ pub(super) struct Worker {
     pub(super) timed: Option<(Offset, Mono)>,
     /// When the suspect log is verified, and how long to wait after that if it fails.
     verify: Option<(Mono, Duration)>,
-    closing: Option<(Closed, oneshot::Sender<()>)>,
+    /// Why it closes, and who waits for that.
+    closing: Option<(Closed, Vec<oneshot::Sender<()>>)>,
 }
 
 impl Worker {
@@ -59,6 +60,7 @@ impl Worker {
         replica: Replica,
         config: TopicConfig,
     ) -> Self {
+        let partition = shared.partition;
         Self {
             shared,
             services,
@@ -66,7 +68,7 @@ impl Worker {
             replica,
             config,
             waiters: Waiters::default(),
-            parked: HashMap::new(),
+            parked: Parked::new(partition),
             outputs: Vec::new(),
             flush_at: None,
             timed: None,
@@ -81,6 +83,7 @@ impl Worker {
         self.execute();
         self.publish();
         let shared = Arc::clone(&self.shared);
+        let _alarm = Alarm { shared: Arc::clone(&shared), services: Arc::clone(&self.services) };
         let (mut batches, mut commands) = (VecDeque::new(), VecDeque::new());
         let mut timer = Timer::default();
         loop {
@@ -136,7 +139,7 @@ impl Worker {
         match command {
             Command::Ask(ask) => self.answer_ask(ask),
             Command::CancelAsk { connection, id } => {
-                self.parked.remove(&(connection, id));
+                self.parked.asks.remove(&(connection, id));
                 self.want_tail();
             }
             Command::Read { from, bytes_max, reply } => {
@@ -155,7 +158,14 @@ impl Worker {
                 if why == Closed::Deleted {
                     self.waiters.fail_all("the topic was deleted");
                 }
-                self.closing = Some((why, done));
+                match &mut self.closing {
+                    // Deleted and shutting down at once: what was deleted must not stay on the disk.
+                    Some((before, waiting)) => {
+                        *before = if why == Closed::Deleted { why } else { *before };
+                        waiting.push(done);
+                    }
+                    None => self.closing = Some((why, vec![done])),
+                }
             }
         }
     }
@@ -363,7 +373,9 @@ impl Worker {
                 "the log could not be closed in order; it is recovered at the next start"
             );
         }
-        let _nobody_waits = done.send(());
+        for done in done {
+            let _nobody_waits = done.send(());
+        }
     }
 
     /// Tells the handles where the partition is.
@@ -386,6 +398,25 @@ impl Worker {
         let holes = self.log.holes();
         if status.corrupt.len() != holes.len() {
             status.corrupt = holes.iter().map(|hole| (hole.start, hole.end)).collect();
+        }
+    }
+}
+
+/// Speaks up when a partition's task ends without having closed the partition, which is a defect: whoever waits for it
+/// would wait for ever otherwise.
+struct Alarm {
+    shared: Arc<Shared>,
+    services: Arc<Services>,
+}
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        if self.shared.fail() && !self.services.is_stopping() {
+            error!(
+                topic = self.shared.topic, partition = %self.shared.partition,
+                "the task of a partition has failed, and the partition is out of service until the broker is restarted; \
+                 nothing acknowledged is lost; please report this"
+            );
         }
     }
 }

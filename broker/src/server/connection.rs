@@ -32,6 +32,9 @@ const READ_BYTES_MAX: usize = 256 << 10;
 const FRAME_BUFFER_BYTES: usize = 4 << 20;
 /// Bytes of replies that may wait for a peer that does not read.
 const REPLY_BYTES_MAX: usize = 64 << 20;
+/// Frames that are taken before other connections get their turn: one connection's requests must not keep everybody
+/// waiting, nor their replies pile up before anybody looks at how many there are.
+const FRAMES_PER_TURN: usize = 16;
 /// How long a connection that is closed has to take its last bytes.
 const LINGER: Duration = Duration::from_secs(1);
 /// Bytes that are still taken from a connection that is closed, so that its peer comes to read the reason.
@@ -54,6 +57,7 @@ where
     let mut connection = Connection {
         session: Session::new(Arc::clone(&node), Arc::clone(&outbox)),
         input: BytesMut::new(),
+        more: false,
         read_bytes: READ_BYTES_MIN,
         splitter: Splitter::with_limit(HANDSHAKE_FRAME_BYTES_MAX),
         output: Output::default(),
@@ -82,6 +86,8 @@ struct Connection<R, W> {
     peer: String,
     splitter: Splitter,
     input: BytesMut,
+    /// There may be frames in `input` that were not taken yet; nothing is read meanwhile.
+    more: bool,
     /// Room for the next read.
     read_bytes: usize,
     output: Output,
@@ -116,7 +122,7 @@ where
             let deadline = self.next_deadline();
             let clock = Arc::clone(&self.node.clock);
             tokio::select! {
-                read = self.reader.read_buf(&mut self.input) => match read {
+                read = self.reader.read_buf(&mut self.input), if !self.more => match read {
                     Ok(0) => return End::Gone(Ok(())),
                     Ok(count) => {
                         if let Err(fault) = self.received(count) {
@@ -132,6 +138,11 @@ where
                     }
                     Err(error) => return End::Gone(Err(error)),
                 },
+                () = tokio::task::yield_now(), if self.more => {
+                    if let Err(fault) = self.take_frames() {
+                        return End::Fault(fault);
+                    }
+                }
                 () = self.outbox.wait() => {}
                 () = timer.wait(Some(deadline), move || clock.mono()) => self.session.feeds.tick(),
                 () = draining.cancelled(), if !draining.is_cancelled() => {}
@@ -159,7 +170,7 @@ where
         if self.node.draining.is_cancelled() {
             self.check_drained()?;
         }
-        self.make_room()
+        if self.more { Ok(()) } else { self.make_room() }
     }
 
     /// Takes what was left in the outbox.
@@ -188,17 +199,31 @@ where
         }
     }
 
-    /// Takes the frames off the input.
+    /// Takes in what was read.
     fn received(&mut self, count: usize) -> Result<(), Fault> {
         self.heard = self.node.clock.mono();
         self.node.metrics.received_bytes.inc_by(count as u64);
         if count >= self.read_bytes / 2 {
             self.read_bytes = (self.read_bytes * 2).min(READ_BYTES_MAX);
         }
-        while let Some(frame) = self.splitter.next(&mut self.input).map_err(frame_fault)? {
+        self.take_frames()
+    }
+
+    /// Takes some of the frames in the input, and notes whether there may be more.
+    fn take_frames(&mut self) -> Result<(), Fault> {
+        for _ in 0..FRAMES_PER_TURN {
+            self.more = false;
+            let Some(frame) = self.splitter.next(&mut self.input).map_err(frame_fault)? else {
+                return Ok(());
+            };
+            self.more = true;
+            let is_long = matches!(frame.header.api, ApiKey::METADATA | ApiKey::DESCRIBE_TOPICS);
             self.session.take(frame)?;
             if self.session.is_ready() {
                 self.splitter = Splitter::default();
+            }
+            if is_long {
+                break;
             }
         }
         Ok(())

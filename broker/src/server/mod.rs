@@ -75,8 +75,9 @@ pub(crate) struct NodeParts {
     pub(crate) budget: Budget,
 }
 
-/// Reads that may wait for the disk at once.
-const COLD_READS_MAX: usize = 16;
+/// Reads that may wait for the disk at once: fewer than there are I/O threads, because acknowledgements wait for what
+/// the others do.
+const COLD_READS_MAX: usize = 6;
 
 impl Node {
     pub(crate) fn new(parts: NodeParts) -> Self {
