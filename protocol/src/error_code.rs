@@ -146,7 +146,7 @@ error_codes! {
     OutcomeUnknown = 36, "outcome_unknown", Fail;
     /// Too few replicas are in sync to accept this.
     NotEnoughReplicas = 37, "not_enough_replicas", Retry;
-    /// A subscription id was used twice on one connection.
+    /// A subscription id is not greater than all before it on the connection.
     DuplicateSubscription = 40, "duplicate_subscription", Fail;
     /// No live subscription has this id.
     UnknownSubscription = 41, "unknown_subscription", Fail;

@@ -31,7 +31,7 @@ pub struct ReplicaIdentity {
 /// Opens a subscription.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, prost::Message)]
 pub struct SubscribeRequest {
-    /// Chosen by the subscriber; never used twice on a connection.
+    /// Chosen by the subscriber; greater than all before it on the connection.
     #[prost(uint64, tag = "1")]
     pub id: u64,
     /// The topic.
