@@ -24,6 +24,7 @@ use crate::io_thread;
 use crate::observe::health::Health;
 use crate::observe::http;
 use crate::observe::metrics::Metrics;
+use crate::observe::topics::TopicMetrics;
 use crate::partition::manager::{Manager, Partitions, Services, start_epoch};
 use crate::port_file;
 use crate::server::connection::serve;
@@ -174,6 +175,7 @@ impl Broker {
             stop.clone(),
         ));
         let partitions = Arc::new(Partitions::default());
+        metrics.register_collector(TopicMetrics::new(Arc::clone(&partitions)));
         let mut manager = Manager::new(Arc::clone(&services), Arc::clone(&partitions), state.epoch);
         manager.open_all().await;
         let drained = CancellationToken::new();

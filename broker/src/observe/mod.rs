@@ -4,4 +4,5 @@
 pub mod health;
 pub mod http;
 pub mod metrics;
+pub(crate) mod topics;
 pub mod tracing;

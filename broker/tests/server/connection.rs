@@ -2,18 +2,19 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use highwater_protocol::api::ApiKey;
 use highwater_protocol::error_code::ErrorCode;
-use highwater_protocol::frame::{FLAG_ERROR, FLAG_ONE_WAY, FLAG_REPLY};
+use highwater_protocol::frame::{FLAG_ERROR, FLAG_ONE_WAY, FLAG_REPLY, Splitter};
 use highwater_protocol::ids::CorrelationId;
 use highwater_protocol::messages::{
-    Acks, AuthenticateRequest, CreateTopicRequest, Credit, DeleteTopicRequest, ErrorReply, HandshakeRequest,
-    MetadataRequest, PingRequest, Uuid,
+    Acks, AuthenticateRequest, CreateTopicRequest, Credit, DeleteTopicRequest, ErrorReply, Goodbye,
+    HandshakeRequest, MetadataRequest, PingRequest, Uuid,
 };
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
-use crate::support::{Peer, batch, broker, code, handshake, produce_request};
+use crate::support::{LIMIT, Peer, batch, broker, code, handshake, produce_request};
 
 #[tokio::test]
 async fn the_handshake_tells_what_a_client_needs() {
@@ -202,4 +203,69 @@ async fn two_brokers_live_in_one_process() {
     config.data_dir = one.path().to_owned();
     let refused = Box::pin(highwater_broker::Broker::start(config, highwater_broker::env::Env::real())).await;
     assert!(refused.unwrap_err().to_string().contains("in use by another process"));
+}
+
+#[tokio::test]
+async fn more_connections_than_the_limit_are_told_so_and_places_come_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let broker = broker(directory.path(), |config| config.connections_max = 1).await;
+    let first = TcpStream::connect(broker.address()).await.unwrap();
+    // The first one has its place once the broker has accepted it; until then the second one may be the first.
+    let deadline = tokio::time::Instant::now() + LIMIT;
+    while broker.metrics().connections.get() == 0 {
+        assert!(tokio::time::Instant::now() < deadline, "the first connection is never accepted");
+        tokio::task::yield_now().await;
+    }
+    let mut second = TcpStream::connect(broker.address()).await.unwrap();
+    let mut said = Vec::new();
+    second.read_to_end(&mut said).await.unwrap();
+    let frame = Splitter::default().next(&mut BytesMut::from(&said[..])).unwrap().unwrap();
+    let goodbye: Goodbye = frame.decode_body().unwrap();
+    assert_eq!(code(goodbye.code), ErrorCode::TooManyConnections);
+    drop(first);
+    while broker.metrics().connections.get() > 0 {
+        assert!(tokio::time::Instant::now() < deadline, "the first connection never ends");
+        tokio::task::yield_now().await;
+    }
+    let third = TcpStream::connect(broker.address()).await.unwrap();
+    while broker.metrics().connections.get() == 0 {
+        assert!(tokio::time::Instant::now() < deadline, "the place is not given again");
+        tokio::task::yield_now().await;
+    }
+    drop(third);
+}
+
+#[tokio::test]
+async fn metrics_and_health_tell_what_the_broker_does() {
+    let directory = tempfile::tempdir().unwrap();
+    let broker = broker(directory.path(), |config| config.http = Some("127.0.0.1:0".to_owned())).await;
+    let mut peer = Peer::connect(&broker, 64 << 10).await;
+    let topic = peer.create("counted", 2, "fsync").await;
+    peer.produce(topic, 0, batch(topic, 7, 10), Acks::All).await;
+    let http = broker.http_address().unwrap();
+    assert!(get(http, "/health/live").await.starts_with("HTTP/1.1 200"));
+    assert!(get(http, "/health/ready").await.starts_with("HTTP/1.1 200"));
+    let metrics = get(http, "/metrics").await;
+    for line in [
+        "highwater_connections 1\n",
+        "highwater_partitions 2\n",
+        "highwater_appended_records_total 7\n",
+        "highwater_requests_total{api=\"produce\"} 1\n",
+        "highwater_flush_seconds_count 1\n",
+        "highwater_topic_log_end{topic=\"counted\"} 7\n",
+        "highwater_topic_unflushed{topic=\"counted\"} 0\n",
+    ] {
+        assert!(metrics.contains(line), "{line} is missing in {metrics}");
+    }
+    broker.shutdown().await.unwrap();
+    assert!(TcpStream::connect(http).await.is_err(), "the HTTP port is closed too");
+}
+
+async fn get(address: std::net::SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
 }
