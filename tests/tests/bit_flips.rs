@@ -2,6 +2,8 @@
 //!
 //! `HIGHWATER_SEED` and `HIGHWATER_FLIPS` choose other and more of them.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are not known as tests")]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -22,6 +24,8 @@ use highwater_tests::sim::random::Random;
 const FLIPS: u64 = 20_000;
 /// Seed of the first flip.
 const SEED: u64 = 1;
+/// Flips that are shown to the offline verifier, for each image.
+const VERIFIED: u64 = 150;
 /// Bytes of batches in an image.
 const SET_BYTES: u64 = 1 << 20;
 
@@ -272,4 +276,74 @@ fn every_flipped_bit_is_detected_or_hits_unused_room() {
         assert!(seen(end, Fate::Slack) > 0 && seen(end, Fate::DoneWithout("index")) > 0);
     }
     assert!(seen(End::PowerCut, Fate::Cut) > 0, "the last flush round is hit");
+}
+
+/// A directory of the real file system with the files of an image.
+fn export(image: &Image) -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    for (path, _) in &image.files {
+        let target = directory.path().join(path.strip_prefix(ROOT).unwrap());
+        std::fs::create_dir_all(target.parent().unwrap()).unwrap();
+        std::fs::write(target, image.disk.read(path).unwrap()).unwrap();
+    }
+    for name in ["topics", "trash", "state"] {
+        std::fs::create_dir_all(directory.path().join(name)).unwrap();
+    }
+    directory
+}
+
+/// What `highwater log verify` says of a directory: whether all is good, and the faults.
+fn log_verify(directory: &Path) -> (bool, Vec<serde_json::Value>) {
+    let program = highwater_tests::cluster::highwater().unwrap();
+    let output = std::process::Command::new(program)
+        .args(["--output", "json", "log", "verify"])
+        .arg(directory)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let said: serde_json::Value = serde_json::from_str(&text)
+        .unwrap_or_else(|error| panic!("{error}: {text} {}", String::from_utf8_lossy(&output.stderr)));
+    let good = said["ok"].as_bool().unwrap();
+    assert_eq!(output.status.code(), Some(i32::from(!good)), "{text}");
+    (good, said["faults"].as_array().unwrap().clone())
+}
+
+#[test]
+fn the_offline_verifier_names_file_position_and_offset() {
+    for image in [End::Killed, End::Stopped].map(image) {
+        let directory = export(&image);
+        let (good, faults) = log_verify(directory.path());
+        assert!(good, "{:?}: {faults:?}", image.end);
+        let mut random = Random::new(SEED);
+        let mut in_batches = 0;
+        for _ in 0..VERIFIED {
+            let (path, length) = random.pick(&image.files).unwrap().clone();
+            if length == 0 {
+                continue;
+            }
+            let position = random.below(length);
+            let original = image.disk.read(&path).unwrap();
+            let mut flipped = original.clone();
+            flipped[position as usize] ^= 1 << random.below(8);
+            let relative = path.strip_prefix(ROOT).unwrap();
+            std::fs::write(directory.path().join(relative), &flipped).unwrap();
+            let (good, faults) = log_verify(directory.path());
+            std::fs::write(directory.path().join(relative), &original).unwrap();
+
+            let place =
+                image.places.iter().find(|place| place.path == path && place.positions.contains(&position));
+            let is_slack = place.is_none() && original[position as usize..].iter().all(|byte| *byte == 0);
+            let named = faults.iter().find(|fault| {
+                let number = |name: &str| fault[name].as_u64().unwrap_or(u64::MAX);
+                fault["file"].as_str().is_some_and(|file| Path::new(file) == relative)
+                    && (number("position")..number("position_end")).contains(&position)
+                    && place.is_none_or(|place| number("offset") == place.offsets.start)
+            });
+            in_batches += u32::from(place.is_some());
+            let what =
+                format!("{:?}, {} at {position}, {place:?}: {faults:?}", image.end, relative.display());
+            assert!(is_slack || (!good && named.is_some()), "{what}");
+        }
+        assert!(in_batches > 20, "batches are hit");
+    }
 }

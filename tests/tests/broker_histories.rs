@@ -24,7 +24,7 @@ use highwater_tests::peer;
 use highwater_tests::sim::batches::{self, Seen};
 use highwater_tests::sim::broker_world::{Connection, Served, read_everything, start};
 use highwater_tests::sim::clock::SimClock;
-use highwater_tests::sim::disk::{Chaos, Flushes, SimDisk};
+use highwater_tests::sim::disk::{Chaos, Fault, FaultKind, Flushes, SimDisk};
 use highwater_tests::sim::log_model::Crash;
 use highwater_tests::sim::random::Random;
 use parking_lot::Mutex;
@@ -52,6 +52,8 @@ struct Counts {
     clean_stops: AtomicU64,
     cuts_in_start: AtomicU64,
     looks: AtomicU64,
+    faults: AtomicU64,
+    refused: AtomicU64,
     unacknowledged_lost: AtomicU64,
 }
 
@@ -94,9 +96,8 @@ impl Promises {
         ensure!(self.topic.is_none_or(|known| known == *topic), "the topic is another one");
         for (number, promised) in self.partitions.iter().enumerate() {
             let there = partitions.get(number).context("a partition is missing")?;
-            promised
-                .check(there, crash)
-                .with_context(|| format!("partition {number} after a {crash:?} crash"))?;
+            let what = || format!("partition {number} after a {crash:?} crash, fsync {}", self.fsync);
+            promised.check(there, crash).with_context(what)?;
         }
         Ok(())
     }
@@ -167,7 +168,15 @@ fn acknowledged_records_survive() {
     let seen = |count: &AtomicU64| count.load(Ordering::Relaxed);
     assert!(seen(&counts.acknowledged) > count * 10, "little is acknowledged: {counts:?}");
     assert!(seen(&counts.power_cuts) > count && seen(&counts.looks) > count / 2, "{counts:?}");
-    for rare in [&counts.kills, &counts.clean_stops, &counts.cuts_in_start, &counts.unacknowledged_lost] {
+    let rare = [
+        &counts.kills,
+        &counts.clean_stops,
+        &counts.cuts_in_start,
+        &counts.unacknowledged_lost,
+        &counts.faults,
+        &counts.refused,
+    ];
+    for rare in rare {
         assert!(seen(rare) > count / 50, "the histories are tame: {counts:?}");
     }
 }
@@ -203,6 +212,8 @@ fn live(world: &mut World, counts: &Counts) -> Result<Crash> {
     if in_start {
         world.disk.cut_after(world.random.below(40));
     }
+    let faulty = world.random.percent(25);
+    let faults_before = world.disk.stats().faults;
     let (crash, lost_power) = on_runtime(async {
         let driver = tokio::spawn(complete_rounds(world.disk.clone(), world.random.split()));
         let broker = match start(&world.disk, &world.clock, world.random.next_u64()).await {
@@ -213,10 +224,16 @@ fn live(world: &mut World, counts: &Counts) -> Result<Crash> {
         if !in_start && world.random.percent(40) {
             world.disk.cut_after(world.random.below(120));
         }
-        let end = serve_clients(world, &broker, counts).await;
+        if faulty {
+            plan_faults(world);
+        }
+        let end = serve_clients(world, &broker, counts, faulty).await;
+        // Space returns, and what was broken works again: the rest of the life has no excuse.
+        world.disk.heal();
+        world.disk.set_capacity(None);
         let lost_power = !world.disk.has_power();
         end?;
-        if !lost_power && world.random.percent(10) {
+        if !lost_power && !faulty && world.random.percent(10) {
             // The stop has to flush what nobody completes any more.
             broker
                 .shutdown()
@@ -227,7 +244,12 @@ fn live(world: &mut World, counts: &Counts) -> Result<Crash> {
         driver.abort();
         Ok((Some(()), lost_power))
     })?;
+    if faulty {
+        // What only the page cache had is lost with a flush that fails, and its acknowledgement said no more.
+        world.promises.lock().partitions.iter_mut().for_each(|partition| partition.written.clear());
+    }
     add(&counts.cuts_in_start, u64::from(crash.is_none()));
+    add(&counts.faults, world.disk.stats().faults - faults_before);
     let crash = if lost_power || world.random.percent(70) { Crash::Power } else { Crash::Process };
     match crash {
         Crash::Power => world.disk.power_cut(world.random.next_u64()),
@@ -235,6 +257,27 @@ fn live(world: &mut World, counts: &Counts) -> Result<Crash> {
     }
     add(if crash == Crash::Power { &counts.power_cuts } else { &counts.kills }, 1);
     Ok(crash)
+}
+
+/// A flush that fails once, a write that fails, a disk that gets full: each in its time.
+fn plan_faults(world: &mut World) {
+    let skip = world.random.below(8) as u32;
+    let kind = match world.random.below(8) {
+        0..3 => FaultKind::SyncFails,
+        3..5 => FaultKind::WriteFails,
+        5 => FaultKind::WriteShort,
+        6 => FaultKind::ReadFails,
+        _ => {
+            let room = world.random.below(80_000);
+            world.disk.set_capacity(Some(world.disk.used() + room));
+            return;
+        }
+    };
+    world.disk.plan(Fault { kind, path_part: ".segment".to_owned(), skip, count: 1 });
+    if kind == FaultKind::WriteShort {
+        let kind = FaultKind::WriteFails;
+        world.disk.plan(Fault { kind, path_part: ".segment".to_owned(), skip: skip + 1, count: 1 });
+    }
 }
 
 /// Completes flush rounds in any order, some time after they began.
@@ -250,10 +293,10 @@ async fn complete_rounds(disk: SimDisk, mut random: Random) {
 }
 
 /// Makes the topic or finds it, checks what is served, and produces until enough is acknowledged or the power is gone.
-async fn serve_clients(world: &mut World, broker: &Broker, counts: &Counts) -> Result<()> {
+async fn serve_clients(world: &mut World, broker: &Broker, counts: &Counts, faulty: bool) -> Result<()> {
     let topic = match find_or_create(world, broker).await {
         Ok(topic) => topic,
-        Err(_) if !world.disk.has_power() => return Ok(()),
+        Err(_) if faulty || !world.disk.has_power() => return Ok(()),
         Err(error) => return Err(error),
     };
     let before = world.promises.lock().acknowledged;
@@ -292,6 +335,7 @@ async fn serve_clients(world: &mut World, broker: &Broker, counts: &Counts) -> R
     for producer in producers {
         producer.abort();
         match producer.await {
+            Ok(Err(_)) if faulty => add(&counts.refused, 1),
             Ok(Err(error)) if world.disk.has_power() => return Err(error.context("produce")),
             _ => {}
         }
@@ -333,6 +377,7 @@ async fn find_or_create(world: &mut World, broker: &Broker) -> Result<TopicId> {
 fn look(world: &mut World, counts: &Counts) -> Result<()> {
     let promises = world.promises.lock().clone();
     let disk = world.disk.fork();
+    disk.set_capacity(None);
     disk.power_cut(world.random.next_u64());
     disk.set_flushes(Flushes::Inline);
     let (clock, seed) = (Arc::clone(&world.clock), world.random.next_u64());

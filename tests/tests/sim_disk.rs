@@ -1,5 +1,7 @@
 //! The simulated disk and the real one answer alike: one suite, run on both.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are not known as tests")]
+
 use std::io::{ErrorKind, IoSlice};
 use std::path::Path;
 use std::sync::Arc;
