@@ -2,8 +2,11 @@
 //! are measured by `cargo run --release -p highwater-benches --bin restart`; here nothing depends on the machine's speed.
 #![cfg(test)]
 
+use std::path::Path;
 use std::time::Duration;
 
+use highwater_broker_core::log::directory;
+use highwater_broker_core::log::manifest::Manifest;
 use highwater_client::{Client, NewTopic, PartitionId, ProducerRecord};
 use highwater_tests::cluster::{BrokerProcess, Options};
 use highwater_tests::oracle::{Pass, Record};
@@ -20,6 +23,13 @@ fn bytes_read(pid: u32) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/io")).unwrap();
     let line = text.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap();
     line.parse().unwrap()
+}
+
+/// How many sealed segments the manifest of the only partition names, while it has one.
+fn sealed_segments(data: &Path) -> Option<usize> {
+    let topic = std::fs::read_dir(data.join(directory::TOPICS)).ok()?.flatten().next()?.path();
+    let bytes = std::fs::read(topic.join("0").join(directory::MANIFEST)).ok()?;
+    Some(Manifest::decode(&bytes).ok()?.segments.len())
 }
 
 /// Appends `count` records from `first` on.
@@ -55,6 +65,11 @@ async fn a_log_of_many_segments_is_there_after_kills_with_and_without_the_page_c
     let partition = &details[0].partitions[0];
     assert!(partition.segment_count > 20, "{partition:?}");
     let log_bytes = partition.bytes;
+    // Only what is sealed durably needs no look at its bytes, and that waits for the disk.
+    let sealing = "all segments but the last two are sealed";
+    let count = partition.segment_count as usize;
+    wait::until(sealing, LIMIT, || (sealed_segments(broker.data_directory())? + 2 >= count).then_some(()))
+        .unwrap();
     drop(client);
 
     for is_cold in [false, true] {
