@@ -15,34 +15,22 @@ const STATE_BYTES_MAX: u64 = 128 << 20;
 /// Replaces `directory/name` by `bytes`: when this returns the new content survives a power cut, and until then the old
 /// one does.
 pub(super) fn replace(fs: &dyn FileSystem, directory: &Path, name: &str, bytes: &[u8]) -> Result<(), Error> {
-    write_and_rename(fs, directory, name, bytes, true)?;
+    write_and_rename(fs, directory, name, bytes)?;
     fs.sync_directory(directory).map_err(Error::io("sync directory", directory))
 }
 
-/// Like `replace`, but a power cut may leave the old content, or a file that its checksum gives away.
-pub(super) fn replace_lazily(
+/// Like `replace`, but the new content gets its name durably only with the next sync of the directory.
+pub(super) fn write_and_rename(
     fs: &dyn FileSystem,
     directory: &Path,
     name: &str,
     bytes: &[u8],
-) -> Result<(), Error> {
-    write_and_rename(fs, directory, name, bytes, false)
-}
-
-fn write_and_rename(
-    fs: &dyn FileSystem,
-    directory: &Path,
-    name: &str,
-    bytes: &[u8],
-    sync: bool,
 ) -> Result<(), Error> {
     let temporary = directory.join(format!("{name}{TEMPORARY_SUFFIX}"));
     let file =
         fs.open(&temporary, OpenMode::CreateTruncated).map_err(Error::io("create file", &temporary))?;
     write_all(&*file, bytes, 0).map_err(Error::io("write file", &temporary))?;
-    if sync {
-        file.sync().map_err(Error::io("sync file", &temporary))?;
-    }
+    file.sync().map_err(Error::io("sync file", &temporary))?;
     let path = directory.join(name);
     fs.rename(&temporary, &path).map_err(Error::io("rename file to", &path))
 }

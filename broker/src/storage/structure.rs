@@ -205,7 +205,8 @@ impl Structure {
         }
         for (entry, index) in &step.indexes {
             let bytes = index.encode(entry.length, entry.checksum);
-            if let Err(error) = files::replace_lazily(fs, &log.directory, &entry.name.index_name(), &bytes) {
+            if let Err(error) = files::write_and_rename(fs, &log.directory, &entry.name.index_name(), &bytes)
+            {
                 tracing::info!(partition = %log.partition, %error, "no index file: it is rebuilt when it is needed");
             }
         }
