@@ -8,6 +8,7 @@ use bytes::Bytes;
 use highwater_protocol::batch::BatchHeader;
 use highwater_protocol::error_code::{Duty, ErrorCode};
 use highwater_protocol::ids::{Offset, PartitionId};
+use highwater_protocol::limits::FRAME_BYTES_MAX;
 
 use super::StartAt;
 use crate::error::{Error, ErrorKind};
@@ -120,6 +121,17 @@ pub(super) struct Grant {
     pub(super) limit: u64,
 }
 
+/// What a push changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pushed {
+    /// Nothing that the application waits for.
+    Nothing,
+    /// The application has more to do.
+    News,
+    /// The broker sends without end, whatever credit it has: it must not fill the memory.
+    BeyondCredit,
+}
+
 /// What the broker says when it ends a subscription.
 #[derive(Debug, Clone)]
 pub(super) struct End {
@@ -227,16 +239,19 @@ impl Feed {
         part.high_watermark = part.high_watermark.max(high_watermark);
     }
 
-    /// Batches came, or only a watermark. Returns whether the application has more to do.
-    pub(super) fn push(&mut self, id: u64, high_watermark: Offset, bytes: Bytes) -> bool {
-        let Some(&index) = self.by_id.get(&id) else { return false };
+    /// Batches came, or only a watermark.
+    pub(super) fn push(&mut self, id: u64, high_watermark: Offset, bytes: Bytes) -> Pushed {
+        let Some(&index) = self.by_id.get(&id) else { return Pushed::Nothing };
         let part = &mut self.parts[index];
         part.high_watermark = part.high_watermark.max(high_watermark);
         if bytes.is_empty() {
-            return false;
+            return Pushed::Nothing;
         }
         let length = bytes.len() as u64;
-        if let State::Subscribed { received, .. } = &mut part.state {
+        if let State::Subscribed { received, limit, .. } = &mut part.state {
+            if *received > limit.saturating_add(FRAME_BYTES_MAX as u64) {
+                return Pushed::BeyondCredit;
+            }
             *received += length;
         }
         part.held += length;
@@ -244,7 +259,7 @@ impl Feed {
         // From here on the position is known: going back to "earliest" would be a jump.
         part.start = StartAt::Offset(part.next_offset);
         part.items.push_back(Item::Chunk(bytes));
-        self.list(index)
+        if self.list(index) { Pushed::News } else { Pushed::Nothing }
     }
 
     /// A subscription was refused or ended by the broker. Returns whether the topic's metadata has to be asked for.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::Instant;
 
+use bytes::Bytes;
 use highwater_protocol::api::ApiKey;
 use highwater_protocol::error_code::ErrorCode;
 use highwater_protocol::frame::Frame;
@@ -15,7 +16,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::feed::{End, Feed, Grant, LinkId};
+use super::feed::{End, Feed, Grant, LinkId, Pushed};
 use crate::admin::TopicMetadata;
 use crate::client::Client;
 use crate::error::{Error, ErrorKind};
@@ -118,10 +119,7 @@ pub(super) struct Inbox {
 impl Events for Inbox {
     fn one_way(&self, frame: Frame) {
         let result = match frame.header.api {
-            ApiKey::PUSH => frame.decode_body::<Push>().map(|push| {
-                let high_watermark = Offset(push.high_watermark);
-                self.shared.tell(|state| state.feed.push(push.id, high_watermark, frame.attachment));
-            }),
+            ApiKey::PUSH => frame.decode_body::<Push>().map(|push| self.pushed(&push, frame.attachment)),
             ApiKey::ENDED => frame.decode_body::<Ended>().map(|ended| self.ended(ended)),
             other => {
                 tracing::debug!(api = other.name(), "a one-way message that a consumer does not expect");
@@ -129,11 +127,7 @@ impl Events for Inbox {
             }
         };
         if let Err(error) = result {
-            let text = format!("malformed message: {error}");
-            let connection = self.shared.with(|state| state.links.get(&self.link).cloned());
-            if let Some(connection) = connection {
-                connection.close(Error::new(ErrorKind::Protocol, text).with_address(connection.address()));
-            }
+            self.close(format!("malformed message: {error}"));
         }
     }
 
@@ -151,6 +145,24 @@ impl Events for Inbox {
 }
 
 impl Inbox {
+    fn pushed(&self, push: &Push, batches: Bytes) {
+        let mut pushed = Pushed::Nothing;
+        self.shared.tell(|state| {
+            pushed = state.feed.push(push.id, Offset(push.high_watermark), batches);
+            pushed == Pushed::News
+        });
+        if pushed == Pushed::BeyondCredit {
+            self.close(String::from("the broker sends more than it has credit for"));
+        }
+    }
+
+    fn close(&self, text: String) {
+        let connection = self.shared.with(|state| state.links.get(&self.link).cloned());
+        if let Some(connection) = connection {
+            connection.close(Error::new(ErrorKind::Protocol, text).with_address(connection.address()));
+        }
+    }
+
     fn ended(&self, ended: Ended) {
         let code = ErrorCode::from_code(ended.code);
         let error = Error::from_code(code, ended.message).with_topic(&self.shared.topic.name);

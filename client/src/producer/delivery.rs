@@ -88,8 +88,8 @@ impl Acknowledged {
     fn receipt(&self, index: u32) -> Receipt {
         Receipt {
             partition: self.partition,
-            // Offsets of a batch are consecutive, and the broker checked that they are in range.
-            offset: Offset(self.base_offset.get() + u64::from(index)),
+            // Offsets of a batch are consecutive; only a broken broker could name one out of range.
+            offset: Offset(self.base_offset.get().saturating_add(u64::from(index))),
             append_time: self.append_time,
             stage: self.stage,
             replicas_counted: self.replicas_counted,

@@ -280,6 +280,11 @@ impl Wire {
         self.send(M::API, FLAG_ONE_WAY, CorrelationId(0), message, attachment).await;
     }
 
+    /// Sends bytes that need not be a frame.
+    pub async fn raw(&self, bytes: &[u8]) {
+        let _ = self.out.send(Some(BytesMut::from(bytes))).await;
+    }
+
     /// Cuts the connection after what was sent.
     pub async fn cut(&self) {
         let _ = self.out.send(None).await;

@@ -75,7 +75,7 @@ fn a_new_subscription_counts_what_is_still_held() {
     let again = subscribe(&mut feed, now + Duration::from_millis(10));
     assert_eq!((again[0].credit, again[1].credit), (300, 1000));
     assert!(again[0].id > id, "ids are never used twice");
-    assert!(!feed.push(id, Offset(5), bytes(1)), "what comes late is dropped");
+    assert_eq!(feed.push(id, Offset(5), bytes(1)), Pushed::Nothing, "what comes late is dropped");
 }
 
 #[test]
@@ -123,4 +123,15 @@ fn a_seek_while_a_subscription_is_prepared_wins() {
     feed.seek(0, StartAt::Offset(Offset(9)), Offset(9));
     assert_eq!(feed.subscribe(0, LINK), None, "it was prepared for the old position");
     assert_eq!(subscribe(&mut feed, now)[0].offset, Offset(9));
+}
+
+#[test]
+fn a_broker_that_ignores_credit_is_stopped_before_it_fills_the_memory() {
+    let (mut feed, now) = feed(1000);
+    let id = subscribe(&mut feed, now)[0].id;
+    let mut held = 0;
+    while feed.push(id, Offset(0), bytes(1 << 20)) != Pushed::BeyondCredit {
+        held += 1 << 20;
+        assert!(held <= 1000 + FRAME_BYTES_MAX + (1 << 20), "{held} bytes are held");
+    }
 }
