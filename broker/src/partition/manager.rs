@@ -4,168 +4,35 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use highwater_broker_core::controller::command::Command as ControllerCommand;
 use highwater_broker_core::controller::image::{ClusterImage, Topic};
-use highwater_broker_core::durability::Durability;
-use highwater_broker_core::log::envelope;
-use highwater_broker_core::log::recovery::Verdict;
-use highwater_broker_core::replica::{Replica, Start};
 use highwater_protocol::error_code::ErrorCode;
-use highwater_protocol::ids::{LeaderEpoch, NodeId, PartitionId, TopicId, TopicPartition};
-use parking_lot::{Mutex, RwLock};
+use highwater_protocol::ids::{LeaderEpoch, PartitionId, TopicId, TopicPartition};
+use parking_lot::RwLock;
 use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, error, info, warn};
+use tracing::{info, warn};
 
-use super::handle::{Closed, PartitionHandle, Shared, Status};
-use super::worker::{Worker, log_config};
+use super::handle::{Closed, PartitionHandle};
+use super::opener::Opener;
+use super::services::Services;
 use crate::api::ApiError;
-use crate::controller::service::ControllerHandle;
-use crate::env::{Clock, Env};
 use crate::io_thread;
-use crate::observe::metrics::Metrics;
-use crate::storage::error::Error as StorageError;
-use crate::storage::file_system::FileSystem;
-use crate::storage::log::{Closed as ClosedLog, RecoveryReport};
-use crate::storage::sink::FlushSink;
-use crate::storage::store::Store;
 
 /// Logs that are opened at once: more than there are I/O threads, so that none of them waits.
 const OPENING_MAX: usize = 64;
 
-/// The state file with the last leader epoch that was given out.
-const EPOCH_STATE: &str = "epoch";
-const EPOCH_MAGIC: [u8; 4] = *b"HWEP";
-const EPOCH_FORMAT: u16 = 1;
-
-/// Between two attempts to record a durability.
-const RECORD_PAUSE: Duration = Duration::from_secs(1);
-
-/// What every partition of a broker needs.
-#[derive(Debug)]
-pub(crate) struct Services {
-    pub(crate) node_id: NodeId,
-    pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) file_system: Arc<dyn FileSystem>,
-    pub(crate) store: Arc<Store>,
-    pub(crate) metrics: Arc<Metrics>,
-    pub(crate) controller: ControllerHandle,
-    tasks: TaskTracker,
-    runtime: tokio::runtime::Handle,
-    shutdown: CancellationToken,
-    /// The logs that were closed in order, for the clean marker.
-    closed: Mutex<Vec<ClosedLog>>,
-    /// The last leader epoch that was given out; on stable storage before it is used.
-    epoch: Mutex<u32>,
-}
-
-impl Services {
-    /// Called within the runtime that serves the broker.
-    pub(crate) fn new(
-        node_id: NodeId,
-        env: &Env,
-        store: Arc<Store>,
-        metrics: Arc<Metrics>,
-        controller: ControllerHandle,
-        epoch: LeaderEpoch,
-        shutdown: CancellationToken,
-    ) -> Self {
-        Self {
-            node_id,
-            clock: Arc::clone(&env.clock),
-            file_system: Arc::clone(&env.file_system),
-            store,
-            metrics,
-            controller,
-            tasks: TaskTracker::new(),
-            runtime: tokio::runtime::Handle::current(),
-            shutdown,
-            closed: Mutex::default(),
-            epoch: Mutex::new(epoch.get()),
-        }
-    }
-
-    /// Whether the broker is about to end.
-    pub(super) fn is_stopping(&self) -> bool {
-        self.shutdown.is_cancelled()
-    }
-
-    /// A log was closed in order.
-    pub(super) fn note_closed(&self, log: ClosedLog) {
-        self.closed.lock().push(log);
-    }
-
-    /// The logs that were closed in order.
-    pub(crate) fn take_closed(&self) -> Vec<ClosedLog> {
-        std::mem::take(&mut *self.closed.lock())
-    }
-
-    /// A leader epoch above all that were given out, and above `than`. Blocks on the disk.
-    pub(super) fn next_epoch(&self, than: LeaderEpoch) -> Result<LeaderEpoch, StorageError> {
-        let mut last = self.epoch.lock();
-        let next = (*last).max(than.get()).saturating_add(1);
-        write_epoch(&self.store, next)?;
-        *last = next;
-        Ok(LeaderEpoch(next))
-    }
-
-    /// Has the controller record which durability holds, and tells the partition when that is done.
-    pub(super) fn record_durability(self: &Arc<Self>, handle: PartitionHandle, durability: Durability) {
-        let services = Arc::clone(self);
-        let task = async move {
-            loop {
-                let command =
-                    ControllerCommand::RecordDurability { partition: handle.partition(), durability };
-                match services.controller.propose(command, false).await {
-                    Ok(_) => return handle.durability_recorded(durability),
-                    // The topic is gone, or the broker is about to be.
-                    Err(error)
-                        if error.code != ErrorCode::StorageError && error.code != ErrorCode::DiskFull =>
-                    {
-                        return;
-                    }
-                    Err(_) => tokio::time::sleep(RECORD_PAUSE).await,
-                }
-            }
-        };
-        let shutdown = self.shutdown.clone();
-        // The partition may be on an I/O thread at the moment.
-        let task = async move {
-            let _cut_short_at_shutdown = shutdown.run_until_cancelled(task).await;
-        };
-        self.tasks.spawn_on(task, &self.runtime);
-    }
-}
-
-/// The leader epoch of a broker that starts: one more than the last one. On stable storage when this returns; blocks.
-pub(crate) fn start_epoch(store: &Store) -> Result<LeaderEpoch, StorageError> {
-    let last = match store.read_state(EPOCH_STATE)? {
-        None => 0,
-        Some(bytes) => match envelope::unwrap(EPOCH_MAGIC, EPOCH_FORMAT, &bytes) {
-            Ok((_, payload)) => payload.first_chunk().copied().map_or(0, u32::from_le_bytes),
-            // Every log raises the epoch above its own last one, so that starting over is safe.
-            Err(error) => {
-                warn!(%error, "the file with the last leader epoch is bad; epochs go on from those in the logs");
-                0
-            }
-        },
-    };
-    let next = last.saturating_add(1);
-    write_epoch(store, next)?;
-    Ok(LeaderEpoch(next))
-}
-
-fn write_epoch(store: &Store, epoch: u32) -> Result<(), StorageError> {
-    store.write_state(EPOCH_STATE, &envelope::wrap(EPOCH_MAGIC, EPOCH_FORMAT, &epoch.to_le_bytes()))
-}
+/// How often partitions are tried again that could not be opened.
+const RETRY_PERIOD: Duration = Duration::from_secs(5);
 
 /// A partition as the manager knows it.
 #[derive(Debug, Clone)]
-enum Slot {
+pub(super) enum Slot {
     Opening,
     Open(PartitionHandle),
-    Failed(String),
+    /// It is tried again from time to time.
+    Failed(ApiError),
 }
 
 /// Finds the partitions of this broker.
@@ -191,10 +58,7 @@ impl Partitions {
                 ErrorCode::LeaderNotReady,
                 format!("partition {partition} is being opened"),
             )),
-            Some(Slot::Failed(why)) => Err(ApiError::new(
-                ErrorCode::StorageError,
-                format!("partition {partition} could not be opened: {why}"),
-            )),
+            Some(Slot::Failed(error)) => Err(error.clone()),
             None => Err(ApiError::new(
                 ErrorCode::UnknownPartition,
                 format!("there is no partition {partition} on this broker"),
@@ -210,33 +74,37 @@ impl Partitions {
         exists: impl Fn() -> bool,
     ) -> Result<(), ApiError> {
         let mut changes = self.changes.subscribe();
-        loop {
-            let pending = (0..count)
-                .map(|partition| TopicPartition::new(topic, PartitionId(partition)))
-                .find_map(|partition| match self.slots.read().get(&partition) {
-                    Some(Slot::Open(_)) => None,
-                    Some(Slot::Failed(why)) => Some(Err(why.clone())),
-                    Some(Slot::Opening) | None => Some(Ok(())),
-                });
-            match pending {
-                None => return Ok(()),
-                Some(Err(why)) => return Err(ApiError::new(ErrorCode::StorageError, why)),
-                Some(Ok(())) if !exists() => {
-                    return Err(ApiError::new(ErrorCode::UnknownTopic, "the topic was deleted meanwhile"));
+        // An open partition stays open as far as this is concerned, so that none is looked at again.
+        let mut partitions =
+            (0..count).map(|partition| TopicPartition::new(topic, PartitionId(partition))).peekable();
+        while let Some(partition) = partitions.peek() {
+            match self.slots.read().get(partition) {
+                Some(Slot::Open(_)) => {
+                    partitions.next();
+                    continue;
                 }
-                Some(Ok(())) => {}
+                Some(Slot::Failed(error)) => return Err(error.clone()),
+                Some(Slot::Opening) | None => {}
+            }
+            if !exists() {
+                return Err(ApiError::new(ErrorCode::UnknownTopic, "the topic was deleted meanwhile"));
             }
             if changes.changed().await.is_err() {
                 return Err(ApiError::new(ErrorCode::ShuttingDown, "the broker is shutting down"));
             }
         }
+        Ok(())
     }
 
     /// Waits until no partition of the topic is left here.
     pub(crate) async fn wait_gone(&self, topic: TopicId) {
         let mut changes = self.changes.subscribe();
-        while self.slots.read().keys().any(|partition| partition.topic_id == topic) {
-            if changes.changed().await.is_err() {
+        let mut left: Vec<TopicPartition> =
+            self.slots.read().keys().filter(|partition| partition.topic_id == topic).copied().collect();
+        while let Some(partition) = left.last() {
+            if !self.slots.read().contains_key(partition) {
+                left.pop();
+            } else if changes.changed().await.is_err() {
                 return;
             }
         }
@@ -251,7 +119,15 @@ impl Partitions {
         self.slots.read().values().filter_map(open).collect()
     }
 
-    fn set(&self, partition: TopicPartition, slot: Option<Slot>) {
+    /// Every partition that could not be opened.
+    fn failed(&self) -> Vec<TopicPartition> {
+        let failed = |(partition, slot): (&TopicPartition, &Slot)| {
+            matches!(slot, Slot::Failed(_)).then_some(*partition)
+        };
+        self.slots.read().iter().filter_map(failed).collect()
+    }
+
+    pub(super) fn set(&self, partition: TopicPartition, slot: Option<Slot>) {
         let mut slots = self.slots.write();
         match slot {
             Some(slot) => slots.insert(partition, slot),
@@ -294,10 +170,12 @@ impl Manager {
     /// Follows the image until `shutdown` is cancelled, then closes every partition: what is under way is finished.
     pub(crate) async fn run(mut self, shutdown: CancellationToken, drained: CancellationToken) {
         let mut versions = self.services.controller.versions();
+        let mut retries = tokio::time::interval_at(Instant::now() + RETRY_PERIOD, RETRY_PERIOD);
         loop {
             let image = self.services.controller.image();
             self.follow(&image);
             tokio::select! {
+                _ = retries.tick() => self.retry_failed(&image),
                 changed = versions.changed() => {
                     if changed.is_err() {
                         break;
@@ -344,6 +222,15 @@ impl Manager {
         self.image = Some(Arc::clone(image));
     }
 
+    /// Whatever kept a partition from being opened may be over: a full disk has room again.
+    fn retry_failed(&self, image: &ClusterImage) {
+        for partition in self.partitions.failed() {
+            if let Some(topic) = image.topic(partition.topic_id) {
+                self.open(topic, partition, true);
+            }
+        }
+    }
+
     fn follow_topic(&self, topic: &Arc<Topic>, config_changed: bool) {
         for partition in topic.partition_ids() {
             match self.partitions.find(partition) {
@@ -353,19 +240,20 @@ impl Manager {
                             .configure(topic.config.clone(), topic.config.min_in_sync_of(topic.replication));
                     }
                 }
-                Err(error) if error.code == ErrorCode::UnknownPartition => self.open(topic, partition),
+                Err(error) if error.code == ErrorCode::UnknownPartition => self.open(topic, partition, false),
                 // Being opened, with the settings from before: it is configured when it is there.
                 Err(_) => {}
             }
         }
     }
 
-    fn open(&self, topic: &Arc<Topic>, partition: TopicPartition) {
+    fn open(&self, topic: &Arc<Topic>, partition: TopicPartition, again: bool) {
         self.partitions.set(partition, Some(Slot::Opening));
         let opener = Opener {
             services: Arc::clone(&self.services),
             partitions: Arc::clone(&self.partitions),
             epoch: self.epoch,
+            again,
         };
         let (topic, opening) = (Arc::clone(topic), Arc::clone(&self.opening));
         self.services.tasks.spawn(async move {
@@ -378,12 +266,14 @@ impl Manager {
     fn remove_topic(&self, topic: &Arc<Topic>) {
         for partition in topic.partition_ids() {
             let partitions = Arc::clone(&self.partitions);
-            let Ok(handle) = partitions.find(partition) else {
-                partitions.set(partition, None);
-                continue;
-            };
+            let services = Arc::clone(&self.services);
+            let handle = partitions.find(partition).ok();
             self.services.tasks.spawn(async move {
-                handle.close(Closed::Deleted).await;
+                match handle {
+                    Some(handle) => handle.close(Closed::Deleted).await,
+                    // Nobody has its log: it could not be opened, or is being opened and will be closed then.
+                    None => trash(&services, partition).await,
+                }
                 partitions.set(partition, None);
             });
         }
@@ -411,128 +301,9 @@ impl Manager {
     }
 }
 
-/// Opens one partition and starts its task.
-struct Opener {
-    services: Arc<Services>,
-    partitions: Arc<Partitions>,
-    epoch: LeaderEpoch,
-}
-
-impl Opener {
-    async fn open(self, topic: &Topic, partition: TopicPartition) {
-        match self.open_log(topic, partition).await {
-            Ok(handle) => {
-                self.services.metrics.partitions.inc();
-                self.partitions.set(partition, Some(Slot::Open(handle.clone())));
-                self.reconfigure(topic, &handle);
-            }
-            Err(why) => {
-                error!(topic = topic.name, %partition, error = why, "a partition could not be opened and is not served");
-                self.partitions.set(partition, Some(Slot::Failed(why)));
-            }
-        }
+async fn trash(services: &Arc<Services>, partition: TopicPartition) {
+    let store = Arc::clone(&services.store);
+    if let Some(Err(error)) = io_thread::run(&*services.file_system, move || store.trash(partition)).await {
+        info!(%partition, %error, "a deleted partition is not in the trash yet");
     }
-
-    /// The image may have changed while the log was being opened.
-    fn reconfigure(&self, opened: &Topic, handle: &PartitionHandle) {
-        let image = self.services.controller.image();
-        match image.topic(opened.id) {
-            Some(now) if now.config != opened.config => {
-                handle.configure(now.config.clone(), now.config.min_in_sync_of(now.replication));
-            }
-            Some(_) => {}
-            None => {
-                let (handle, partitions) = (handle.clone(), Arc::clone(&self.partitions));
-                self.services.tasks.spawn(async move {
-                    handle.close(Closed::Deleted).await;
-                    partitions.set(handle.partition(), None);
-                });
-            }
-        }
-    }
-
-    async fn open_log(&self, topic: &Topic, partition: TopicPartition) -> Result<PartitionHandle, String> {
-        let effective = topic
-            .partition(partition.partition)
-            .map_or(topic.config.durability, |partition| partition.durability_effective);
-        let wanted = topic.config.durability;
-        let status = Status::opening(self.epoch, self.services.node_id, effective);
-        let shared =
-            Arc::new(Shared::new(partition, topic.name.clone(), topic.config.batch_bytes_max, status));
-        let config = log_config(&topic.config, wanted.stricter(effective));
-        let (store, sink) = (Arc::clone(&self.services.store), Arc::clone(&shared));
-        let opened = io_thread::run(&*self.services.file_system, move || {
-            store.open_log(partition, config, sink as Arc<dyn FlushSink>)
-        })
-        .await
-        .ok_or("the I/O thread ended")?;
-        let (log, report) = opened.map_err(|error| error.to_string())?;
-        report_recovery(topic, partition, &report, &self.services.metrics);
-        let epoch = self.epoch_above(log.last_epoch()).await?;
-        let start = Start {
-            node: self.services.node_id,
-            epoch,
-            replication: topic.replication,
-            min_in_sync: topic.config.min_in_sync_of(topic.replication),
-            durability_wanted: wanted,
-            durability_effective: effective,
-            log_end: log.log_end(),
-            flushed_end: log.flushed_end(),
-            high_watermark: log.log_start(),
-            log_generation: log.log_generation(),
-            append_time: log.last_append_time(),
-        };
-        let mut outputs = Vec::new();
-        let replica = Replica::lead(start, &mut outputs);
-        let services = Arc::clone(&self.services);
-        let worker = Worker::new(Arc::clone(&shared), services, log, replica, topic.config.clone());
-        self.services.tasks.spawn(Box::new(worker).run(outputs));
-        Ok(PartitionHandle { shared })
-    }
-
-    /// This start's epoch, or, when the log has a higher one (it came from another directory), one above that.
-    async fn epoch_above(&self, last: Option<LeaderEpoch>) -> Result<LeaderEpoch, String> {
-        match last {
-            Some(last) if last >= self.epoch => {
-                let services = Arc::clone(&self.services);
-                io_thread::run(&*self.services.file_system, move || services.next_epoch(last))
-                    .await
-                    .ok_or("the I/O thread ended")?
-                    .map_err(|error| error.to_string())
-            }
-            _ => Ok(self.epoch),
-        }
-    }
-}
-
-/// Tells the operator what recovery found.
-fn report_recovery(topic: &Topic, partition: TopicPartition, report: &RecoveryReport, metrics: &Metrics) {
-    let topic = topic.name.as_str();
-    if let Some(cut) = &report.cut {
-        let (file, position, bytes, offset) = (&cut.file, cut.position, cut.bytes, cut.offset.get());
-        match cut.verdict {
-            // An ordinary end after a crash.
-            Verdict::Torn => {
-                info!(topic, %partition, file, position, bytes, offset, "cut a torn tail off the log")
-            }
-            verdict => warn!(
-                topic, %partition, file, position, bytes, offset, verdict = verdict.name(),
-                quarantined = ?cut.quarantined, "cut bad bytes off the log; they are kept aside"
-            ),
-        }
-    }
-    for hole in &report.new_holes {
-        error!(
-            topic, %partition, start = %hole.start, end = %hole.end,
-            "records are corrupt on the disk and cannot be read; everything around them goes on"
-        );
-    }
-    metrics.corrupt_ranges.inc_by(report.new_holes.len() as i64);
-    if report.manifest_rebuilt {
-        warn!(topic, %partition, "the manifest was damaged and has been rebuilt from the segments");
-    }
-    if report.leftovers > 0 {
-        info!(topic, %partition, files = report.leftovers, "files that belong to nothing went to the trash");
-    }
-    debug!(topic, %partition, ?report, "log opened");
 }

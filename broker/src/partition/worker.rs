@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
 use super::handle::{Closed, Command, Parked, PartitionHandle, Produce, Shared};
-use super::manager::Services;
+use super::services::Services;
 use super::waiters::Waiters;
 use crate::io_thread;
 use crate::storage::config::LogConfig;

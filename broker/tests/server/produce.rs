@@ -251,3 +251,36 @@ async fn offsets_are_found_and_read_back_and_a_restart_keeps_them() {
     let beyond = peer.call(&ReadRequest { offset: 21, ..request }, &[]).await.unwrap_err();
     assert_eq!(code(beyond.code), ErrorCode::OffsetOutOfRange);
 }
+
+#[tokio::test]
+async fn a_partition_that_could_not_be_opened_is_served_once_it_can_be() {
+    let directory = tempfile::tempdir().unwrap();
+    let first = broker(directory.path(), |_| {}).await;
+    let mut peer = Peer::connect(&first, 1 << 20).await;
+    let topic = peer.create("t", 2, "fsync").await;
+    peer.produce(topic, 0, batch(topic, 4, 100), Acks::All).await;
+    first.shutdown().await.unwrap();
+    // Something is in the way of one of its two partitions.
+    let partition = directory.path().join("topics").join(topic.to_string()).join("0");
+    let aside = directory.path().join("aside");
+    std::fs::rename(&partition, &aside).unwrap();
+    std::fs::write(&partition, b"no directory").unwrap();
+
+    let second = broker(directory.path(), |_| {}).await;
+    let mut peer = Peer::connect(&second, 1 << 20).await;
+    let refused = peer.subscribe(1, topic, 0, 0).await.unwrap_err();
+    assert_eq!(code(refused.code), ErrorCode::StorageError, "{}", refused.message);
+    assert!(code(refused.code).is_retriable());
+    std::fs::remove_file(&partition).unwrap();
+    std::fs::rename(&aside, &partition).unwrap();
+    let deadline = tokio::time::Instant::now() + crate::support::LIMIT;
+    let mut id = 2;
+    let told = loop {
+        if let Ok(told) = peer.subscribe(id, topic, 0, 0).await {
+            break told;
+        }
+        id += 1;
+        assert!(tokio::time::Instant::now() < deadline, "it is never served");
+    };
+    assert_eq!(told.high_watermark, 4);
+}

@@ -5,7 +5,7 @@ use highwater_protocol::batch::{BatchHeader, Records};
 use highwater_protocol::error_code::ErrorCode;
 use highwater_protocol::ids::{PartitionId, TopicPartition};
 use highwater_protocol::messages::{
-    Acks, Credit, DeleteTopicRequest, Ended, Isolation, PingRequest, Push, UnsubscribeRequest,
+    Acks, Credit, DeleteTopicRequest, Ended, Isolation, PingRequest, Push, ReadRequest, UnsubscribeRequest,
 };
 
 use crate::support::{Peer, batch, broker, code, subscribe_request};
@@ -120,6 +120,9 @@ async fn subscribers_of_one_connection_share_it_and_a_large_one_does_not_starve_
     for number in 0..10 {
         peer.produce(small, number, batch(small, 1, 100), Acks::All).await;
     }
+    // The first read of a file waits for an I/O thread, which is not what this is about.
+    let read = ReadRequest { topic_id: Some(small.into()), partition: 0, offset: 0, bytes_max: 0 };
+    peer.call(&read, &[]).await.unwrap();
     peer.subscribe(1, large, 0, u64::MAX).await.unwrap();
     peer.subscribe(2, small, 0, u64::MAX).await.unwrap();
     let (mut large_bytes, mut small_pushes) = (0, 0);
