@@ -3,16 +3,19 @@
 mod dump;
 mod verify;
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use highwater_broker_core::controller::image::Defaults;
+use highwater_broker_core::controller::snapshot;
 use highwater_broker_core::log::directory;
 use highwater_broker_core::log::scan::SegmentBytes;
 use highwater_broker_core::log::segment_name::SegmentName;
-use highwater_protocol::ids::TopicPartition;
+use highwater_protocol::ids::{TopicId, TopicPartition};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::args::{Global, LogCommand};
@@ -20,6 +23,8 @@ use crate::output::Answer;
 
 /// Bytes of a state file or a manifest at the most.
 const STATE_BYTES_MAX: u64 = 128 << 20;
+/// The state file with the names of topics.
+const TOPICS_STATE: &str = "topics";
 /// Bytes that are read at a time.
 const READ_AHEAD: usize = 1 << 20;
 
@@ -128,6 +133,31 @@ impl PartitionPath {
             list(&self.path)?.iter().filter_map(|name| SegmentName::parse(name)).collect();
         names.sort_unstable();
         Ok(names)
+    }
+}
+
+/// What topics are called, as far as the data directory tells: the broker's files name them by id only.
+#[derive(Debug, Default)]
+struct TopicNames(BTreeMap<TopicId, String>);
+
+impl TopicNames {
+    /// The names that the state file of the topics has; none if it cannot be read, which `verify` tells.
+    fn read(root: &Path) -> anyhow::Result<Self> {
+        let path = root.join(directory::STATE).join(TOPICS_STATE);
+        let Some(bytes) = read_small(&path)? else { return Ok(Self::default()) };
+        let image = snapshot::decode(&bytes, Vec::new(), &Defaults::default());
+        Ok(Self(image.map_or_else(
+            |_damaged| BTreeMap::new(),
+            |image| image.topics().map(|topic| (topic.id, topic.name.clone())).collect(),
+        )))
+    }
+
+    /// The name of a partition for people.
+    fn of(&self, partition: TopicPartition) -> String {
+        match self.0.get(&partition.topic_id) {
+            Some(name) => format!("topic {name}, partition {}", partition.partition),
+            None => format!("a topic that is not there any more, partition {}", partition.partition),
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use highwater_protocol::batch::{BatchHeader, Records};
 use highwater_protocol::ids::{LeaderEpoch, Offset};
 use serde_json::json;
 
-use super::{FileBytes, PartitionPath, Target};
+use super::{FileBytes, PartitionPath, Target, TopicNames};
 use crate::args::{Format, Global, LogDumpArgs, Output};
 use crate::encode::Encoder;
 use crate::output::{self, Answer};
@@ -25,6 +25,7 @@ pub(super) fn run(global: &Global, args: &LogDumpArgs) -> anyhow::Result<Answer>
     let target = Target::find(&args.path.path)?;
     let mut dump = Dump {
         args,
+        names: TopicNames::read(target.root())?,
         json: global.output == Output::Json,
         left: args.count.unwrap_or(u64::MAX),
         encoder: Encoder::new(Format::Json, b""),
@@ -52,6 +53,7 @@ pub(super) fn run(global: &Global, args: &LogDumpArgs) -> anyhow::Result<Answer>
 
 struct Dump<'a> {
     args: &'a LogDumpArgs,
+    names: TopicNames,
     json: bool,
     left: u64,
     encoder: Encoder,
@@ -71,7 +73,7 @@ impl Dump<'_> {
         let mut scanner = Scanner::new(open()?, path.partition, Depth::Full, Offset::ZERO, LeaderEpoch(0));
         let mut bodies = open()?;
         if !self.json {
-            self.print(&format!("{} ({})", file.display(), path.partition))?;
+            self.print(&format!("{} ({})", file.display(), self.names.of(path.partition)))?;
         }
         while self.left > 0
             && let Some(found) = scanner.next_found()?

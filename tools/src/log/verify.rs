@@ -10,7 +10,7 @@ use highwater_broker_core::log::slot::{SLOT_BYTES, Slot};
 use serde::Serialize;
 use serde_json::json;
 
-use super::{Lock, Target, list, read_small};
+use super::{Lock, Target, TopicNames, list, read_small};
 use crate::args::{Global, LogPathArgs, Output};
 use crate::output::{self, Answer, Progress, Unit};
 
@@ -34,6 +34,9 @@ pub(super) struct Fault {
     /// The next offset that is good again, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     offset_end: Option<u64>,
+    /// The topic's name, if it is a partition's file and the name is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    topic: Option<String>,
     /// One word.
     kind: &'static str,
     /// The broker knows of it: it is a hole in the log.
@@ -75,6 +78,7 @@ pub(super) struct Witnesses {
     clean: Option<CleanMarker>,
     /// The kernel of the last broker still runs.
     same_kernel: bool,
+    names: TopicNames,
 }
 
 /// Runs the command.
@@ -102,7 +106,7 @@ pub(super) fn run(global: &Global, args: &LogPathArgs) -> anyhow::Result<Answer>
 
 /// Reads what the directory says about the ends of its logs, and finds faults in it.
 fn witnesses(root: &Path, findings: &mut Findings) -> anyhow::Result<Witnesses> {
-    let mut witnesses = Witnesses::default();
+    let mut witnesses = Witnesses { names: TopicNames::read(root)?, ..Witnesses::default() };
     if let Some(bytes) = read_small(&root.join(directory::CLEAN))? {
         match CleanMarker::decode(&bytes) {
             Ok(marker) => witnesses.clean = Some(marker),
@@ -177,6 +181,7 @@ fn file_fault(file: &str, length: usize, reason: String) -> Fault {
         position_end: length as u64,
         offset: None,
         offset_end: None,
+        topic: None,
         kind: "damaged",
         known: false,
         reason,
@@ -204,8 +209,9 @@ fn print(global: &Global, findings: &Findings) -> anyhow::Result<()> {
             count => format!(" ({})", output::plural(count, "byte", "bytes")),
         };
         let known = if fault.known { " (the broker knows)" } else { "" };
+        let topic = fault.topic.as_ref().map_or_else(String::new, |name| format!("topic {name}: "));
         output::line(format!(
-            "{}: position {}{bytes}{offsets}: {}{known}: {}",
+            "{topic}{}: position {}{bytes}{offsets}: {}{known}: {}",
             fault.file, fault.position, fault.kind, fault.reason
         ))?;
     }

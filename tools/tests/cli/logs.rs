@@ -72,6 +72,7 @@ fn a_good_directory_verifies_and_dumps() {
     assert_eq!((&record["offset"], &record["key"]), (&json!(2999), &json!("round 2")));
     let table = String::from_utf8(offline(&broker, &["dump", "--records", "--count", "3"], 0)).unwrap();
     assert_eq!(table.lines().filter(|line| line.contains("round 0")).count(), 3, "{table}");
+    assert!(table.contains("(topic t, partition 0)"), "{table}");
 }
 
 #[test]
@@ -92,7 +93,7 @@ fn a_flipped_bit_is_named_with_file_position_and_offset() {
             assert!(fault["file"].as_str().unwrap().ends_with(name), "{name} at {position}: {fault}");
             let (start, end) = (fault["position"].as_u64().unwrap(), fault["position_end"].as_u64().unwrap());
             assert!((start..end).contains(&(position as u64)), "{name} at {position}: {fault}");
-            assert!(fault["offset"].is_u64(), "{name} at {position}: {fault}");
+            assert!(fault["offset"].is_u64() && fault["topic"] == "t", "{name} at {position}: {fault}");
         }
         fs::write(&segment, &bytes).unwrap();
     }

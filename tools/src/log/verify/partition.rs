@@ -25,8 +25,9 @@ pub(super) fn check(
 ) -> anyhow::Result<()> {
     findings.partitions += 1;
     let names = path.segments()?;
+    let topic = witnesses.names.0.get(&path.partition.topic_id).cloned();
     let mut checking =
-        Checking { path, findings, progress, manifest: Manifest::default(), epoch: LeaderEpoch(0) };
+        Checking { path, topic, findings, progress, manifest: Manifest::default(), epoch: LeaderEpoch(0) };
     checking.read_manifest()?;
     let manifest = checking.manifest.clone();
     let wanted = |name: SegmentName| only.is_none_or(|only| only == name);
@@ -60,6 +61,7 @@ pub(super) fn check(
 
 struct Checking<'a> {
     path: &'a PartitionPath,
+    topic: Option<String>,
     findings: &'a mut Findings,
     progress: &'a Progress,
     manifest: Manifest,
@@ -79,6 +81,7 @@ impl Checking<'_> {
             position_end: positions.end,
             offset: None,
             offset_end: None,
+            topic: self.topic.clone(),
             kind,
             known: false,
             reason,
