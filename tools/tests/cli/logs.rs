@@ -149,6 +149,40 @@ fn a_directory_in_use_is_not_verified() {
     assert!(String::from_utf8(output.stderr).unwrap().contains("a broker runs in"));
 }
 
+#[test]
+fn a_cut_end_is_torn_unless_something_says_that_it_was_flushed() {
+    for (durability, kind) in [("os", "torn"), ("fsync", "corrupt")] {
+        let mut broker = Broker::start();
+        broker.good(&["topic", "create", "t", "--config", &format!("durability={durability}")]);
+        for round in 0..3 {
+            let text: String = (0..1000).map(|number| format!("round {round}, line {number}\n")).collect();
+            check(&broker.feed(&["produce", "t"], text.as_bytes()), 0, &["produce"]);
+        }
+        broker.kill();
+        let before = verify(&broker, 0);
+        assert_eq!(before["records"], json!(3000));
+        let segment = segments(&broker).pop().unwrap();
+        let bytes = fs::read(&segment).unwrap();
+        let used = bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+        fs::write(&segment, &bytes[..used - 100]).unwrap();
+        let report = verify(&broker, 1);
+        let fault = &report["faults"][0];
+        assert_eq!(fault["kind"], kind, "{durability}: {report}");
+        let offset = fault["offset"].as_u64().unwrap();
+        assert!((2000..3000).contains(&offset), "{durability}: {report}");
+
+        // What was called torn goes at the next start; what was flushed becomes a hole that the broker tells of.
+        broker.restart();
+        let state = &broker.json(&["topic", "describe", "t"])["topics"][0]["partition_states"][0];
+        let corrupt = if kind == "torn" { json!([]) } else { json!([[offset, 3000]]) };
+        assert_eq!(state["corrupt"], corrupt, "{durability}: {state}");
+        assert_eq!(state["log_end"], json!(if kind == "torn" { offset } else { 3000 }));
+        let back = run(broker.command(&["consume", "t", "--exit-at-end", "--skip-corrupt"]));
+        check(&back, i32::from(kind != "torn"), &["consume"]);
+        assert_eq!(back.stdout.iter().filter(|byte| **byte == b'\n').count() as u64, offset);
+    }
+}
+
 /// Every file of a directory, state files and segments alike, in a fixed order.
 fn files(directory: &std::path::Path, found: &mut Vec<PathBuf>) {
     let mut entries: Vec<PathBuf> =
