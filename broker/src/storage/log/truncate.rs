@@ -8,6 +8,7 @@ use highwater_protocol::ids::Offset;
 
 use super::Log;
 use crate::storage::error::Error;
+use crate::storage::file_system::OpenMode;
 use crate::storage::segment::Sealed;
 use crate::storage::verify;
 
@@ -89,7 +90,14 @@ impl Log {
             state.files.clone()
         };
         for file in unsynced.iter().filter(|file| file.segment.name.base_offset < to) {
-            file.file.sync().map_err(Error::io("sync segment", &file.segment.path))?;
+            let path = &file.segment.path;
+            let synced = if verified {
+                // The open one answers with the error that is known.
+                self.store.file_system().open(path, OpenMode::ReadWrite).and_then(|anew| anew.sync())
+            } else {
+                file.file.sync()
+            };
+            synced.map_err(Error::io("sync segment", path))?;
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
@@ -15,11 +16,36 @@ use crate::storage::file_system::{File, Mapping};
 #[derive(Debug)]
 pub(super) struct RealFile {
     file: std::fs::File,
+    syncs: Syncs,
+}
+
+/// Lets no call of `fdatasync` answer for another one.
+///
+/// The kernel tells of a failed write once for each open file, to whichever call comes first. Of two rounds that flush the
+/// same file, or a round and the close of a log, the other one would hear that all is well, about bytes that are lost. So
+/// calls come one after another, and after one that failed all fail: whoever knows better opens the file anew.
+#[derive(Debug, Default)]
+struct Syncs {
+    failed: Mutex<Option<i32>>,
+}
+
+impl Syncs {
+    fn run(&self, sync: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        let mut failed = self.failed.lock();
+        if let Some(code) = *failed {
+            return Err(io::Error::from_raw_os_error(code));
+        }
+        let result = sync();
+        if let Err(error) = &result {
+            *failed = Some(error.raw_os_error().unwrap_or(Errno::IO.raw_os_error()));
+        }
+        result
+    }
 }
 
 impl RealFile {
-    pub(super) const fn new(file: std::fs::File) -> Self {
-        Self { file }
+    pub(super) fn new(file: std::fs::File) -> Self {
+        Self { file, syncs: Syncs::default() }
     }
 }
 
@@ -61,10 +87,25 @@ impl File for RealFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+        self.syncs.run(|| self.file.sync_data())
     }
 
     fn map(&self, length: u64) -> io::Result<Arc<dyn Mapping>> {
         Ok(Arc::new(RealMapping::new(&self.file, length)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_hears_that_all_is_well_after_a_failed_sync() {
+        let syncs = Syncs::default();
+        syncs.run(|| Ok(())).unwrap();
+        let full = || Err(io::Error::from_raw_os_error(Errno::NOSPC.raw_os_error()));
+        assert_eq!(syncs.run(full).unwrap_err().kind(), io::ErrorKind::StorageFull);
+        let again = syncs.run(|| panic!("a failed sync is not tried again"));
+        assert_eq!(again.unwrap_err().kind(), io::ErrorKind::StorageFull);
     }
 }

@@ -74,7 +74,10 @@ impl Rounds {
             if other_dirty_bytes().is_none_or(|bytes| bytes > DIRTY_BYTES_MAX) {
                 this.flush_each(files, done);
             } else {
-                done(this.flush_all(files.len()));
+                match this.flush_all(files.len()) {
+                    Some(results) => done(results),
+                    None => this.flush_each(files, done),
+                }
             }
         }));
     }
@@ -94,14 +97,26 @@ impl Rounds {
         }
     }
 
-    fn flush_all(&self, count: usize) -> RoundResult {
+    /// `None`: the files have to be flushed one by one.
+    ///
+    /// The kernel tells of a failed write once, to whichever call comes first, and that call may be about other files: of
+    /// a round that overlaps, or that began before some file became dirty. From the first error on every file is asked by
+    /// itself, because a file does not forget.
+    fn flush_all(&self, count: usize) -> Option<RoundResult> {
         let anchor = self.anchor.lock();
+        if self.syncfs_forbidden.load(Ordering::Relaxed) {
+            return None;
+        }
         let result = match anchor.as_ref() {
             Some(directory) => rustix::fs::syncfs(directory).map_err(io::Error::from),
             None => Err(io::Error::other("no file was opened yet")),
         };
+        if result.is_err() {
+            self.forbid_syncfs();
+        }
+        drop(anchor);
         // The error names no file, so every one of them may have lost bytes.
-        (0..count).map(|_| result.as_ref().copied().map_err(copy_of)).collect()
+        Some((0..count).map(|_| result.as_ref().copied().map_err(copy_of)).collect())
     }
 }
 
@@ -141,4 +156,37 @@ fn other_dirty_bytes() -> Option<u64> {
         line.trim().strip_suffix(" kB")?.parse::<u64>().ok()
     };
     Some((field("Dirty:")? + field("Writeback:")?) << 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::sync_channel;
+    use std::time::Duration;
+
+    use super::super::RealFileSystem;
+    use super::*;
+    use crate::storage::file_system::{FileSystem, OpenMode};
+
+    #[test]
+    fn after_a_failed_syncfs_every_file_is_asked_by_itself() {
+        let directory = tempfile::tempdir().unwrap();
+        let system = RealFileSystem::default();
+        let files: Vec<_> = (0..=SINGLE_FILES_MAX)
+            .map(|number| {
+                system.open(&directory.path().join(number.to_string()), OpenMode::CreateNew).unwrap()
+            })
+            .collect();
+        let rounds = Arc::new(Rounds::default());
+        // Good for nothing but naming the directory: syncfs refuses it.
+        let mut flags = rustix::fs::OFlags::PATH;
+        flags |= rustix::fs::OFlags::DIRECTORY;
+        rounds.set_anchor(rustix::fs::open(directory.path(), flags, rustix::fs::Mode::empty()).unwrap());
+        let results = rounds.flush_all(files.len()).unwrap();
+        assert!(results.len() == files.len() && results.iter().all(Result::is_err));
+        assert!(rounds.flush_all(files.len()).is_none(), "it would answer that all is well");
+        let (sender, receiver) = sync_channel(1);
+        Rounds::start(&rounds, files, Box::new(move |results| sender.send(results).unwrap()));
+        let results = receiver.recv_timeout(Duration::from_secs(30)).unwrap();
+        assert!(results.len() > SINGLE_FILES_MAX && results.iter().all(Result::is_ok));
+    }
 }
