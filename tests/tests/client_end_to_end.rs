@@ -200,3 +200,47 @@ async fn producer_and_consumer_outlive_a_restart_of_the_broker() {
     assert_eq!(consumer.next_record().await.unwrap().unwrap().value.unwrap(), "after");
     second.shutdown().await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_partitions_are_written_and_read_at_once() {
+    const PARTITIONS: u32 = 300;
+    const RECORDS: u32 = 30_000;
+    let dir = tempfile::tempdir().unwrap();
+    let broker = broker(dir.path()).await;
+    let client = client(&broker).await;
+    let topic = NewTopic::new("wide").partitions(PARTITIONS).config("durability", "os");
+    client.admin().create_topic(topic).await.unwrap();
+    let mut consumer =
+        client.consumer("wide").from(StartAt::Earliest).memory_bytes(4 << 20).build().await.unwrap();
+
+    let producer = client.producer().build();
+    let texts: Vec<_> =
+        (0..RECORDS).map(|number| (format!("key {}", number % 3000), number.to_string())).collect();
+    let records = texts.iter().map(|(key, value)| ProducerRecord::new("wide").key(key).value(value));
+    let delivery = producer.send_batch("wide", None, records).await.unwrap();
+    let receipt = delivery.await.into_result().unwrap();
+    assert_eq!(receipt.acknowledged_count(), RECORDS as usize);
+
+    let mut last_of_key: HashMap<Vec<u8>, u32> = HashMap::new();
+    let mut partitions = HashMap::new();
+    let mut seen = 0;
+    while seen < RECORDS {
+        let batch = tokio::time::timeout(Duration::from_secs(60), consumer.next_batch())
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
+        for record in &batch {
+            let record = record.unwrap();
+            let number: u32 = std::str::from_utf8(record.value.unwrap()).unwrap().parse().unwrap();
+            let before = last_of_key.insert(record.key.unwrap().to_vec(), number);
+            assert!(before.is_none_or(|before| before < number), "in order of the key");
+            let next = partitions.insert(batch.partition(), record.offset.get() + 1);
+            assert_eq!(next.unwrap_or(0), record.offset.get(), "nothing is passed over");
+            seen += 1;
+        }
+    }
+    assert_eq!((last_of_key.len(), partitions.len()), (3000, PARTITIONS as usize));
+    producer.close().await.unwrap();
+    broker.shutdown().await.unwrap();
+}
