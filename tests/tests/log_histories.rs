@@ -4,7 +4,7 @@
 //!
 //! `HIGHWATER_SEED` and `HIGHWATER_HISTORIES` choose other and more of them (`just sim`).
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests are not known as tests")]
+#![cfg(test)]
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
