@@ -35,10 +35,11 @@ mkdir -p "$target/wrappers" "$target/logs"
 # Cargo calls the wrapper for the crates of this workspace only, and rebuilds them when its path is another one.
 wrapper() {
     local rule=$1 path="$PWD/$target/wrappers/$1"
-    local extra=""
-    [[ "$rule" == none ]] || extra="--cfg hw_mutate=\"$rule\""
-    local text
-    text=$(printf '#!/bin/sh\ncompiler=$1\nshift\nexec "$compiler" "$@" %s' "${extra:+--cfg 'hw_mutate="'"$rule"'"'}")
+    local text='#!/bin/sh
+compiler=$1
+shift
+exec "$compiler" "$@"'
+    [[ "$rule" == none ]] || text+=" --cfg 'hw_mutate=\"$rule\"'"
     [[ -f "$path" && "$(cat "$path")" == "$text" ]] || printf '%s\n' "$text" >"$path"
     chmod +x "$path"
     printf '%s' "$path"

@@ -25,7 +25,7 @@ const FLIPS: u64 = 20_000;
 /// Seed of the first flip.
 const SEED: u64 = 1;
 /// Flips that are shown to the offline verifier, for each image.
-const VERIFIED: u64 = 150;
+const VERIFIED: u64 = 100;
 /// Bytes of batches in an image.
 const SET_BYTES: u64 = 1 << 20;
 

@@ -58,7 +58,7 @@ impl Log {
         let position = active.position;
         let file = self.store.cache().file(&segment).map_err(|error| self.append_error(&segment, error))?;
         if let Err((written, error)) = write_batches(&*file, batches, position) {
-            return Err(self.undo(&segment, &file, position..position + written, error));
+            return Err(self.undo(&segment, &file, batches, position..position + written, error));
         }
         self.commit(batches, length);
         let log_end = last.header.end_offset();
@@ -161,6 +161,7 @@ impl Log {
         &mut self,
         segment: &Arc<SegmentFile>,
         file: &Arc<dyn File>,
+        batches: &[StampedBatch],
         range: Range<u64>,
         error: io::Error,
     ) -> AppendError {
@@ -169,7 +170,7 @@ impl Log {
         }
         let path = segment.path.clone();
         let stuck = AppendError::Stuck { path: path.clone(), error: Arc::new(io::Error::from(error.kind())) };
-        if let Err(undo_error) = zero(&**file, range) {
+        if let Err(undo_error) = zero(&**file, batches, range) {
             tracing::warn!(path = %path.display(), %error, %undo_error, "a failed append cannot be undone");
             self.leave_segment();
             return stuck;
@@ -274,14 +275,27 @@ fn write_batches(file: &dyn File, batches: &[StampedBatch], position: u64) -> Re
     Ok(())
 }
 
-fn zero(file: &dyn File, range: Range<u64>) -> io::Result<()> {
+/// Zeroes what is left of `batches` in `range`, the last one first and each from its start: whenever the process is killed
+/// meanwhile, what is left is the front of what was there, which recovery takes for a torn append. Nothing good ever
+/// lies behind a gap.
+fn zero(file: &dyn File, batches: &[StampedBatch], range: Range<u64>) -> io::Result<()> {
     const PIECE: u64 = 64 << 10;
     let zeroes = [0; PIECE as usize];
-    let mut position = range.start;
-    while position < range.end {
-        let length = (range.end - position).min(PIECE);
-        files::write_all(file, &zeroes[..length as usize], position)?;
-        position += length;
+    let starts = batches.iter().scan(range.start, |next, batch| {
+        let start = *next;
+        *next += u64::from(batch.header.batch_length);
+        Some(start)
+    });
+    let starts: Vec<u64> = starts.take_while(|start| *start < range.end).collect();
+    let mut end = range.end;
+    for start in starts.into_iter().rev() {
+        let mut position = start;
+        while position < end {
+            let length = (end - position).min(PIECE);
+            files::write_all(file, &zeroes[..length as usize], position)?;
+            position += length;
+        }
+        end = start;
     }
     Ok(())
 }

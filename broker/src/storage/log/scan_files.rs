@@ -1,5 +1,6 @@
 //! Scanning the files of a log that are not sealed.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use highwater_broker_core::log::manifest::{EpochStart, note_epoch};
@@ -12,7 +13,7 @@ use highwater_protocol::ids::{LeaderEpoch, Offset};
 use super::Active;
 use crate::storage::error::Error;
 use crate::storage::file_system::File;
-use crate::storage::files::FileBytes;
+use crate::storage::files::{self, FileBytes};
 use crate::storage::segment::SegmentFile;
 use crate::storage::store::Store;
 
@@ -143,8 +144,9 @@ impl FileScan<'_> {
             }
         }
         if scanner.position() < length && limit.is_some() {
-            // What lies behind the limit is dead, whatever it is.
-            nonzero_end = nonzero_end.max(scanner.position());
+            // What lies behind the limit is dead, whatever it is, and has to be cut off: without the file behind this one
+            // it would look alive again.
+            nonzero_end = nonzero_end.max(last_nonzero(file, scanner.position()..length, past_cache)?);
         }
         self.end_run(&mut run, &active, &mut states);
         Ok((states, nonzero_end))
@@ -187,4 +189,23 @@ impl FileScan<'_> {
         note_epoch(&mut self.scan.epochs, header.leader.leader_epoch, header.leader.base_offset);
         self.expected = header.end_offset();
     }
+}
+
+/// Where the last byte in `range` ends that is not zero; 0 if there is none.
+fn last_nonzero(file: &dyn File, range: Range<u64>, past_cache: bool) -> std::io::Result<u64> {
+    let mut end = 0;
+    let mut position = range.start;
+    let mut buffer = vec![0; READ_AHEAD];
+    while position < range.end {
+        let length = usize::try_from(range.end - position).unwrap_or(usize::MAX).min(READ_AHEAD);
+        let read = files::read_up_to(file, &mut buffer[..length], position, past_cache)?;
+        if read == 0 {
+            break;
+        }
+        if let Some(last) = buffer[..read].iter().rposition(|byte| *byte != 0) {
+            end = position + last as u64 + 1;
+        }
+        position += read as u64;
+    }
+    Ok(end)
 }

@@ -193,8 +193,18 @@ impl State {
         let mut count = self.fitting(inode, bytes.len(), position)?;
         let short =
             self.fault(FaultKind::WriteShort, path) || self.random.percent(self.chaos.short_write_percent);
-        if (short || self.dying) && count > 1 {
+        if short && count > 1 {
             count = 1 + self.random.index(count - 1);
+        }
+        if self.dying {
+            // The kernel looks between two pages whether the process is killed.
+            let torn = position + self.random.below(count as u64 + 1);
+            let whole_pages = torn / PAGE * PAGE;
+            count =
+                if self.random.percent(30) { count } else { whole_pages.saturating_sub(position) as usize };
+            if count == 0 {
+                return Err(Errno::IO.into());
+            }
         }
         let range = position..position + count as u64;
         let file = self.file_mut(inode)?;
