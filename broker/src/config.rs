@@ -473,8 +473,11 @@ impl Config {
         if self.worker_threads == 0 || self.worker_threads > 1024 {
             return value("worker_threads", "must be from 1 to 1024");
         }
+        // More than any machine has room for; room is counted in a semaphore, which has its own bound.
+        if self.connections_max == 0 || self.connections_max > 10_000_000 {
+            return value("connections_max", "must be from 1 to 10000000");
+        }
         let positive = [
-            ("connections_max", self.connections_max as u64),
             ("in_flight_max", u64::from(self.in_flight_max)),
             ("subscriptions_max", self.subscriptions_max as u64),
             ("produce_window", self.produce_window),

@@ -101,3 +101,11 @@ fn the_command_line_parses_into_settings() {
     assert_eq!((config.node_id, config.idle_timeout), (NodeId(3), Duration::from_secs(90)));
     assert_eq!(config.topic_defaults.get("durability").unwrap(), "os");
 }
+
+#[test]
+fn more_connections_than_can_be_counted_are_refused() {
+    for number in ["0", "10000001", "9223372036854775807"] {
+        let text = problem(&format!("connections_max = {number}"));
+        assert!(text.contains("connections_max") && text.contains("from 1 to 10000000"), "{text}");
+    }
+}
