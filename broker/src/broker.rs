@@ -12,7 +12,6 @@ use highwater_broker_core::controller::snapshot::{self, SnapshotError};
 use highwater_broker_core::quota::Budget;
 use highwater_protocol::ids::{ClusterId, DirectoryId, LeaderEpoch, NodeId};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
@@ -29,7 +28,7 @@ use crate::partition::manager::{Manager, Partitions};
 use crate::partition::services::{Services, start_epoch};
 use crate::port_file;
 use crate::server::connection::serve;
-use crate::server::listener::listen;
+use crate::server::listener::{Listener, bind, listen};
 use crate::server::{Limits, Node, NodeParts};
 use crate::storage::config::StoreConfig;
 use crate::storage::error::Error as StorageError;
@@ -138,16 +137,18 @@ impl Broker {
         let health = Arc::new(Health::starting());
         let metrics = Arc::new(Metrics::new());
         let (stop, stop_http) = (CancellationToken::new(), CancellationToken::new());
+        // A start that fails leaves nothing running.
+        let (undo, undo_http) = (stop.clone().drop_guard(), stop_http.clone().drop_guard());
         let background = TaskTracker::new();
 
         // Taken first, so that an address in use is known before anything on the disk is touched.
-        let (listener, address) = bind("listen", &config.listen).await?;
+        let (listener, address) = listen_on("listen", &config.listen).await?;
         let http_address = match &config.http {
             None => None,
             Some(address) => {
-                let (listener, address) = bind("http", address).await?;
-                let served =
-                    http::serve(listener, Arc::clone(&health), Arc::clone(&metrics), stop_http.clone());
+                let (listener, address) = listen_on("http", address).await?;
+                let observed = (Arc::clone(&health), Arc::clone(&metrics));
+                let served = http::serve(listener, observed.0, observed.1, stop_http.clone());
                 background.spawn(async move {
                     if let Err(error) = served.await {
                         warn!(%error, "the HTTP port has failed");
@@ -156,33 +157,10 @@ impl Broker {
                 Some(address)
             }
         };
-
         let state = open_store(&config, &env).await?;
-        let store = Arc::clone(&state.store);
-        let (controller, handle) = ControllerService::new(
-            state.image,
-            state.defaults,
-            Arc::clone(&store),
-            Arc::clone(&env.file_system),
-        );
-        background.spawn(controller.run(stop.clone()));
-        let services = Arc::new(Services::new(
-            config.node_id,
-            &env,
-            Arc::clone(&store),
-            Arc::clone(&metrics),
-            handle.clone(),
-            state.epoch,
-            stop.clone(),
-        ));
-        let partitions = Arc::new(Partitions::default());
-        metrics.register_collector(TopicMetrics::new(Arc::clone(&partitions)));
-        let mut manager = Manager::new(Arc::clone(&services), Arc::clone(&partitions), state.epoch);
-        manager.open_all().await;
-        let drained = CancellationToken::new();
-        background.spawn(manager.run(stop.clone(), drained.clone()));
-
-        let node = Arc::new(node(&config, &env, address, handle, partitions, metrics));
+        let (store, epoch) = (Arc::clone(&state.store), state.epoch);
+        let data = serve_data(state, config.node_id, &env, &metrics, &background, &stop).await;
+        let node = Arc::new(node(&config, &env, address, data.controller, data.partitions, metrics));
         upkeep::start(&node, &health, &store, &env.file_system, &config.data_dir, &background, &stop);
         let (connections, stop_listening) = (TaskTracker::new(), CancellationToken::new());
         background.spawn(listen(Arc::clone(&node), listener, connections.clone(), stop_listening.clone()));
@@ -193,13 +171,15 @@ impl Broker {
         }
         info!(
             node_id = config.node_id.get(), %address, http = ?http_address, data_dir = %config.data_dir.display(),
-            epoch = state.epoch.get(), "ready"
+            epoch = epoch.get(), "ready"
         );
+        undo.disarm();
+        undo_http.disarm();
         Ok(Self {
             node,
             health,
             store,
-            services,
+            services: data.services,
             file_system: env.file_system,
             address,
             http_address,
@@ -209,7 +189,7 @@ impl Broker {
             stop_listening,
             stop,
             stop_http,
-            drained,
+            drained: data.drained,
         })
     }
 
@@ -401,11 +381,50 @@ fn node(
     })
 }
 
-async fn bind(setting: &'static str, address: &str) -> Result<(TcpListener, SocketAddr), StartError> {
-    let failed = |source| StartError::Listen { setting, address: address.to_owned(), source };
-    let listener = TcpListener::bind(address).await.map_err(failed)?;
-    let bound = listener.local_addr().map_err(failed)?;
-    Ok((listener, bound))
+async fn listen_on(setting: &'static str, address: &str) -> Result<Listener, StartError> {
+    bind(address).await.map_err(|source| StartError::Listen { setting, address: address.to_owned(), source })
+}
+
+/// What serves the data of a broker.
+struct Data {
+    controller: ControllerHandle,
+    services: Arc<Services>,
+    partitions: Arc<Partitions>,
+    drained: CancellationToken,
+}
+
+/// Starts controller and partitions. When this returns, every partition is open or has failed to.
+async fn serve_data(
+    state: State,
+    node_id: NodeId,
+    env: &Env,
+    metrics: &Arc<Metrics>,
+    background: &TaskTracker,
+    stop: &CancellationToken,
+) -> Data {
+    let (service, controller) = ControllerService::new(
+        state.image,
+        state.defaults,
+        Arc::clone(&state.store),
+        Arc::clone(&env.file_system),
+    );
+    background.spawn(service.run(stop.clone()));
+    let services = Arc::new(Services::new(
+        node_id,
+        env,
+        state.store,
+        Arc::clone(metrics),
+        controller.clone(),
+        state.epoch,
+        stop.clone(),
+    ));
+    let partitions = Arc::new(Partitions::default());
+    metrics.register_collector(TopicMetrics::new(Arc::clone(&partitions)));
+    let mut manager = Manager::new(Arc::clone(&services), Arc::clone(&partitions), state.epoch);
+    manager.open_all().await;
+    let drained = CancellationToken::new();
+    background.spawn(manager.run(stop.clone(), drained.clone()));
+    Data { controller, services, partitions, drained }
 }
 
 impl Broker {

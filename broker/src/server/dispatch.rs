@@ -152,36 +152,9 @@ impl Session {
                 api::topics::describe(&self.node, &principal, &request)
                     .map(|reply| self.outbox.reply::<DescribeTopicsRequest>(correlation_id, &reply))
             }
-            ApiKey::CREATE_TOPIC => {
-                self.later::<CreateTopicRequest, _>(
-                    frame,
-                    principal,
-                    |node, principal, request| async move {
-                        api::topics::create(&node, &principal, request).await
-                    },
-                )?
+            ApiKey::CREATE_TOPIC | ApiKey::ALTER_TOPIC | ApiKey::DELETE_TOPIC | ApiKey::LIST_OFFSETS => {
+                self.serve_later(principal, frame)?
             }
-            ApiKey::ALTER_TOPIC => {
-                self.later::<AlterTopicRequest, _>(frame, principal, |node, principal, request| async move {
-                    api::topics::alter(&node, &principal, request).await
-                })?
-            }
-            ApiKey::DELETE_TOPIC => {
-                self.later::<DeleteTopicRequest, _>(
-                    frame,
-                    principal,
-                    |node, principal, request| async move {
-                        api::topics::delete(&node, &principal, request).await
-                    },
-                )?
-            }
-            ApiKey::LIST_OFFSETS => self.later::<ListOffsetsRequest, _>(
-                frame,
-                principal,
-                |node, principal, request| async move {
-                    api::list_offsets::handle(&node, &principal, request).await
-                },
-            )?,
             ApiKey::READ => self.read(frame, principal)?,
             ApiKey::PING => {
                 let _nothing: PingRequest = decode(frame)?;
@@ -196,6 +169,24 @@ impl Session {
             )),
         };
         Ok(outcome)
+    }
+
+    /// Serves a request that takes time.
+    fn serve_later(&self, principal: Arc<Principal>, frame: &Frame) -> Result<Result<(), ApiError>, Fault> {
+        match frame.header.api {
+            ApiKey::CREATE_TOPIC => self.later::<CreateTopicRequest, _>(frame, |node, request| async move {
+                api::topics::create(&node, &principal, request).await
+            }),
+            ApiKey::ALTER_TOPIC => self.later::<AlterTopicRequest, _>(frame, |node, request| async move {
+                api::topics::alter(&node, &principal, request).await
+            }),
+            ApiKey::DELETE_TOPIC => self.later::<DeleteTopicRequest, _>(frame, |node, request| async move {
+                api::topics::delete(&node, &principal, request).await
+            }),
+            _ => self.later::<ListOffsetsRequest, _>(frame, |node, request| async move {
+                api::list_offsets::handle(&node, &principal, request).await
+            }),
+        }
     }
 
     fn take_one_way(&mut self, frame: &Frame) -> Result<(), Fault> {
@@ -313,8 +304,7 @@ impl Session {
     fn later<R, F>(
         &self,
         frame: &Frame,
-        principal: Arc<Principal>,
-        handler: impl FnOnce(Arc<Node>, Arc<Principal>, R) -> F + Send + 'static,
+        handler: impl FnOnce(Arc<Node>, R) -> F + Send + 'static,
     ) -> Result<Result<(), ApiError>, Fault>
     where
         R: Request + Body + Send + 'static,
@@ -324,7 +314,7 @@ impl Session {
         let (node, outbox) = (Arc::clone(&self.node), Arc::clone(&self.outbox));
         let correlation_id = frame.header.correlation_id;
         self.node.tasks.spawn(async move {
-            match handler(Arc::clone(&node), principal, request).await {
+            match handler(Arc::clone(&node), request).await {
                 Ok(reply) => outbox.reply::<R>(correlation_id, &reply),
                 Err(error) => {
                     node.metrics.count_error(R::API, error.code);

@@ -1,5 +1,7 @@
 //! Accepts connections, up to a limit.
 
+use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +24,16 @@ const TURN_AWAY: Duration = Duration::from_secs(1);
 const TURNING_AWAY_MAX: usize = 64;
 /// A pause after an error that will not go away at once, like no file descriptor being left.
 const ERROR_PAUSE: Duration = Duration::from_millis(100);
+
+/// A socket that is listened on, and its address.
+pub(crate) type Listener = (TcpListener, SocketAddr);
+
+/// Listens on an address; port 0 takes a free one.
+pub(crate) async fn bind(address: &str) -> io::Result<Listener> {
+    let listener = TcpListener::bind(address).await?;
+    let bound = listener.local_addr()?;
+    Ok((listener, bound))
+}
 
 /// Accepts until `stop` is cancelled. Connections go on in `tasks`.
 pub(crate) async fn listen(
@@ -72,7 +84,7 @@ pub(crate) async fn listen(
     }
 }
 
-async fn turn_away(mut stream: TcpStream, limit: usize) -> std::io::Result<()> {
+async fn turn_away(mut stream: TcpStream, limit: usize) -> io::Result<()> {
     let mut output = Output::default();
     let fault = Fault::new(
         ErrorCode::TooManyConnections,
