@@ -22,8 +22,10 @@ use crate::storage::read_plan::ReadPlan;
 use crate::storage::sink::{FlushOutcome, FlushSink};
 use crate::storage::time_plan::TimePlan;
 
-/// Batches that may wait for a partition. Their bytes are bounded by the produce windows.
+/// Batches that may wait for a partition, and their bytes. The produce windows bound them as well, but a connection that
+/// ends gives its window back, and a partition whose log is being verified takes nothing for a while.
 const QUEUED_BATCHES_MAX: usize = 16 << 10;
+const QUEUED_BYTES_MAX: usize = 256 << 20;
 
 /// A partition that this broker serves.
 #[derive(Debug, Clone)]
@@ -47,6 +49,8 @@ pub(super) struct Shared {
 pub(super) struct Inbox {
     commands: VecDeque<Command>,
     batches: VecDeque<Produce>,
+    /// Bytes of `batches`.
+    batch_bytes: usize,
     /// Why nothing is taken any more.
     closed: Option<Closed>,
 }
@@ -262,6 +266,7 @@ impl Shared {
     pub(super) fn take(&self, batches: &mut VecDeque<Produce>, commands: &mut VecDeque<Command>) {
         let mut inbox = self.inbox.lock();
         std::mem::swap(&mut inbox.batches, batches);
+        inbox.batch_bytes = 0;
         std::mem::swap(&mut inbox.commands, commands);
     }
 
@@ -384,16 +389,19 @@ impl PartitionHandle {
         let mut inbox = self.shared.inbox.lock();
         let refusal = match inbox.closed {
             Some(why) => Some(why.error(self.shared.partition)),
-            None if inbox.batches.len() >= QUEUED_BATCHES_MAX => Some(ApiError::new(
-                ErrorCode::Busy,
-                format!("partition {} has {QUEUED_BATCHES_MAX} batches queued", self.shared.partition),
-            )),
+            None if inbox.batches.len() >= QUEUED_BATCHES_MAX || inbox.batch_bytes >= QUEUED_BYTES_MAX => {
+                let (count, bytes) = (inbox.batches.len(), inbox.batch_bytes);
+                let text =
+                    format!("{count} batches of {bytes} bytes wait for partition {}", self.shared.partition);
+                Some(ApiError::new(ErrorCode::Busy, text))
+            }
             None => None,
         };
         if let Some(refusal) = refusal {
             drop(inbox);
             return produce.ticket.refuse(refusal.code, refusal.message);
         }
+        inbox.batch_bytes += produce.batch.len();
         inbox.batches.push_back(produce);
         drop(inbox);
         self.shared.notify.notify_one();
@@ -445,5 +453,106 @@ impl PartitionHandle {
         let partition = self.shared.partition;
         self.shared.push(command(sender)).map_err(|(why, _)| why.error(partition))?;
         receiver.await.map_err(|_| self.closed().unwrap_or(Closed::ShuttingDown).error(partition))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use highwater_protocol::batch::BatchBuilder;
+    use highwater_protocol::compression::Compression;
+    use highwater_protocol::ids::{CorrelationId, PartitionId, TopicId};
+
+    use super::super::ticket::tickets;
+    use super::*;
+    use crate::server::outbox::Contents;
+
+    const PARTITION: TopicPartition = TopicPartition::new(TopicId(1), PartitionId(0));
+
+    fn shared() -> Arc<Shared> {
+        let status = Status::opening(LeaderEpoch(1), NodeId(1), Durability::Fsync);
+        Arc::new(Shared::new(PARTITION, "queue".to_owned(), 16 << 20, status))
+    }
+
+    #[test]
+    fn what_waits_for_a_partition_is_bounded_in_bytes() {
+        let handle = PartitionHandle { shared: shared() };
+        let mut builder = BatchBuilder::with_capacity(9 << 20);
+        builder.push(0, None, Some(&vec![7; 8 << 20]), &[]);
+        let batch = builder.build(PARTITION, Compression::None).unwrap();
+        let outbox = Arc::new(Outbox::new(1));
+        let produce = || {
+            // Each from a connection of its own, all of which are gone by the time the partition looks.
+            let ticket = tickets(&outbox, CorrelationId(1), 1, batch.len() as u64).next().unwrap();
+            handle.produce(batch.clone(), 0, &Arc::default(), Acks::All, Mono(0), ticket);
+        };
+        let answered = || {
+            let mut contents = Contents::default();
+            outbox.take(&mut contents);
+            contents.answered
+        };
+        (0..32).for_each(|_| produce());
+        assert_eq!(answered(), 0);
+        produce();
+        assert_eq!(answered(), 1, "refused at once");
+        let (mut batches, mut commands) = (VecDeque::new(), VecDeque::new());
+        handle.shared.take(&mut batches, &mut commands);
+        assert_eq!(batches.len(), 32);
+        produce();
+        assert_eq!(answered(), 0, "there is room again");
+    }
+
+    #[test]
+    fn a_flush_outcome_covers_only_what_is_of_its_generation_and_says_less() {
+        let shared = shared();
+        let flushed = |log_generation, upto| FlushOutcome::Flushed { log_generation, upto: Offset(upto) };
+        let failed = |log_generation| FlushOutcome::Failed {
+            log_generation,
+            error: Arc::new(std::io::ErrorKind::Other.into()),
+        };
+        let is_flushed = |upto| {
+            matches!(
+                shared.flushed.lock().take(),
+                Some(FlushOutcome::Flushed { upto: at, .. }) if at == Offset(upto)
+            )
+        };
+        shared.flush_done(flushed(1, 10));
+        shared.flush_done(flushed(1, 5));
+        assert!(is_flushed(10));
+        shared.flush_done(flushed(1, 10));
+        shared.flush_done(failed(1));
+        shared.flush_done(flushed(1, 20));
+        assert!(matches!(shared.flushed.lock().take(), Some(FlushOutcome::Failed { .. })));
+        shared.flush_done(flushed(2, 10));
+        shared.flush_done(failed(1));
+        assert!(is_flushed(10), "a failure of before the truncation");
+        shared.flush_done(failed(1));
+        shared.flush_done(flushed(2, 10));
+        assert!(is_flushed(10));
+    }
+
+    #[test]
+    fn a_partition_that_nobody_works_at_refuses_and_answers() {
+        let handle = PartitionHandle { shared: shared() };
+        let outbox = Arc::new(Outbox::new(1));
+        let ask = || Ask {
+            outbox: Arc::clone(&outbox),
+            id: SubscriptionId(1),
+            number: 1,
+            from: Offset(0),
+            bytes_max: 1,
+            seen_watermark: Offset(0),
+            isolation: Isolation::Committed,
+        };
+        handle.ask(ask()).unwrap();
+        let mut parked = Parked::new(PARTITION);
+        parked.asks.insert((1, SubscriptionId(2)), ask());
+        assert!(handle.shared.fail());
+        drop(parked);
+        let mut contents = Contents::default();
+        outbox.take(&mut contents);
+        assert_eq!(contents.events.len(), 2, "both readers are told");
+        assert_eq!(handle.ask(ask()).unwrap_err(), Closed::Failed);
+        assert_eq!(handle.status().state, "offline");
+        assert!(!handle.shared.fail(), "only once");
     }
 }
