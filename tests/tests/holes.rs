@@ -207,6 +207,9 @@ fn h22_what_recovery_cuts_is_gone_for_good() {
         world.crash(Crash::Power);
         world.recover(Crash::Power).unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}"));
         cut += u64::from(world.running.as_ref().unwrap().report.cut.is_some());
+        let last = places(&world.disk).pop().unwrap();
+        let behind = world.disk.read(&last.path).unwrap().split_off(last.positions.end as usize);
+        assert!(behind.iter().all(|byte| *byte == 0), "seed {seed}: torn bytes lie behind the log end");
         // A short append lands where the torn batches were; what is left of them must not be found behind it.
         world.append(1, 20).unwrap();
         world.crash(Crash::Process);

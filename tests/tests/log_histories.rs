@@ -354,6 +354,12 @@ fn die(world: &mut LogWorld, crash: Crash, counts: &Counts) -> Result<(), String
         }
         world.crash(if crash == Crash::Power { Crash::Power } else { Crash::Process });
     }
+    if std::env::var_os("HIGHWATER_TELL").is_some() {
+        println!("then a {crash:?} crash leaves {:?}", world.disk.files());
+        for place in highwater_tests::sim::log_files::places(&world.disk) {
+            println!("{place:?}");
+        }
+    }
     world.recover(crash)?;
     Counts::add(&counts.records_lost, written_end.saturating_sub(world.model.written_end));
     Counts::add(&counts.records_checked, world.model.written_end);

@@ -363,6 +363,12 @@ impl LogWorld {
             return Err(format!("the same recovery found {there:?} and {expected:?}"));
         }
         self.model.adopt(&there);
+        // From here on the kernel is known again, as far as the log is concerned.
+        if self.random.percent(70)
+            && let Err(error) = running.store.boot_reported()
+        {
+            return Err(format!("note that the boot was reported: {error}"));
+        }
         self.running = Some(running);
         Ok(())
     }

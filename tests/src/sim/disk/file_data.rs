@@ -116,6 +116,7 @@ impl FileData {
         for (number, dirty) in std::mem::take(&mut self.dirty) {
             let mask = dirty.mask & random_mask(random, kept);
             self.disk.take_sectors(self.cache.page(number), number, mask);
+            self.now_on_disk(number, mask, dirty.version);
         }
         self.lossy = true;
     }
@@ -203,7 +204,9 @@ impl FileData {
             let Some(now) = self.dirty.get(number) else { continue };
             if now.version == then.version {
                 self.dirty.remove(number);
-                self.disk.take_sectors(page.as_ref(), *number, then.mask & random_mask(random, kept));
+                let mask = then.mask & random_mask(random, kept);
+                self.disk.take_sectors(page.as_ref(), *number, mask);
+                self.now_on_disk(*number, mask, then.version);
             }
         }
     }
