@@ -180,6 +180,13 @@ impl Recovery<'_> {
             .collect();
         self.manifest.segments = there;
         self.report.leftovers = leftovers.len();
+        // Nothing goes before the manifest that does not list it is durable, and of this one only the page cache may know.
+        if !leftovers.is_empty()
+            && let Err(error) = self.fs.sync_directory(&self.directory)
+        {
+            tracing::warn!(partition = %self.partition, %error, "dead files stay until the directory can be synced");
+            return;
+        }
         for name in leftovers {
             for file in [name.to_string(), name.index_name()] {
                 let to = self.store.trash_path(&format!("{}-{file}", self.partition).replace('/', "-"));
