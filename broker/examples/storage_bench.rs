@@ -4,6 +4,7 @@
 //! cargo run --release -p highwater-broker --example storage_bench -- rounds  DIR   # flush rounds at 1 … 10,000 dirty logs
 //! cargo run --release -p highwater-broker --example storage_bench -- append  DIR   # appends and reads of one log
 //! cargo run --release -p highwater-broker --example storage_bench -- restart DIR GIB  # time to open a large log again
+//! cargo run --release -p highwater-broker --example storage_bench -- many    DIR N    # N logs: made, dirty, opened again
 //! ```
 #![expect(clippy::print_stdout, reason = "it reports to a terminal")]
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a measurement that fails has nothing to say")]
@@ -44,7 +45,8 @@ fn main() {
         ["rounds", directory] => rounds(Path::new(directory), limit),
         ["append", directory] => append(Path::new(directory)),
         ["restart", directory, gib] => restart(Path::new(directory), gib.parse().expect("a number of GiB")),
-        _ => println!("usage: storage_bench rounds DIR | append DIR | restart DIR GIB"),
+        ["many", directory, count] => many(Path::new(directory), count.parse().expect("a number of logs")),
+        _ => println!("usage: storage_bench rounds DIR | append DIR | restart DIR GIB | many DIR N"),
     }
 }
 
@@ -250,6 +252,34 @@ fn restart(directory: &Path, gib: u64) {
             start.elapsed()
         );
     }
+    std::fs::remove_dir_all(&root).unwrap();
+}
+
+/// Makes many logs, appends a little to each, lets go of them as a crash would, and opens them again, one after another.
+fn many(directory: &Path, count: u32) {
+    let root = directory.join("many");
+    {
+        let store = open_store(&root, 1000);
+        let (sender, receiver) = sync_channel(100_000);
+        let start = Instant::now();
+        let mut logs = open_logs(&store, count, Durability::Fsync, &sender);
+        println!("{count} logs made in {:.2?}", start.elapsed());
+        let start = Instant::now();
+        for log in &mut logs {
+            let (header, sent) = sent_batch(log.partition(), 1000);
+            log.append(&[stamp(log.partition(), &header, &sent, Offset::ZERO)]).unwrap();
+        }
+        println!("first append to each in {:.2?}", start.elapsed());
+        wait_flushed(&mut logs, &receiver);
+        println!("all flushed after {:.2?}, {} files open", start.elapsed(), store.open_files());
+    }
+    let start = Instant::now();
+    let store = open_store(&root, 1000);
+    let (sender, _receiver) = sync_channel(1000);
+    let logs = open_logs(&store, count, Durability::Fsync, &sender);
+    println!("{count} logs opened again in {:.2?}, {} files open", start.elapsed(), store.open_files());
+    drop(logs);
+    drop(store);
     std::fs::remove_dir_all(&root).unwrap();
 }
 

@@ -76,6 +76,12 @@ pub trait FileSystem: Debug + Send + Sync + 'static {
     fn remove_directory(&self, path: &Path) -> io::Result<()>;
     /// Makes the names in a directory durable.
     fn sync_directory(&self, directory: &Path) -> io::Result<()>;
+    /// Makes everything durable that was written below `directory`, names included, if that costs no more than `syncs`
+    /// syncs of files. False: nothing was done.
+    fn sync_everything(&self, directory: &Path, syncs: usize) -> io::Result<bool> {
+        let _ = (directory, syncs);
+        Ok(false)
+    }
     /// Room left where `directory` is.
     fn space(&self, directory: &Path) -> io::Result<Space>;
     /// Changes when the kernel was started anew: while it stays the same, no power was cut.

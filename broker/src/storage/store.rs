@@ -35,6 +35,10 @@ pub struct Store {
     boot: BootState,
     record: Mutex<BootRecord>,
     marker: CleanMarker,
+    /// Everything that was there at an unclean start was brought to stable storage.
+    settled: bool,
+    /// Partitions whose directories got durable names at an unclean start.
+    durable_directories: Mutex<HashSet<TopicPartition>>,
     cache: FileCache,
     flusher: Arc<Flusher>,
     tail_budget: Arc<TailBudget>,
@@ -118,9 +122,9 @@ impl Store {
         let (marker, boot) = start(&*fs, root, formatted)?;
         let slots = Slots::open(&*fs, root)?;
         fs.sync_directory(root).map_err(Error::io("sync directory", root))?;
-        if !boot.clean {
-            sync_uncertain_names(&*fs, root)?;
-        }
+        let (found, strangers) = scan_topics(&*fs, root)?;
+        let settled = !boot.clean && settle(&*fs, root, found.len())?;
+        let durable_directories = if boot.clean { HashSet::new() } else { found.into_iter().collect() };
         let store = Arc::new(Self {
             cache: FileCache::new(Arc::clone(&fs), config.open_files_max),
             flusher: Arc::new(Flusher::new(Arc::clone(&fs), slots)),
@@ -132,6 +136,8 @@ impl Store {
             boot,
             record: Mutex::new(boot.report),
             marker: marker.unwrap_or_default(),
+            settled,
+            durable_directories: Mutex::new(durable_directories),
             open_logs: Mutex::new(HashSet::new()),
             read_only: AtomicBool::new(false),
             room: AtomicU64::new(0),
@@ -140,7 +146,6 @@ impl Store {
             _lock: lock,
         });
         store.refresh_space()?;
-        let strangers = store.scan_topics()?.1;
         Ok((store, StoreReport { formatted, boot, strangers }))
     }
 
@@ -176,7 +181,7 @@ impl Store {
     /// # Errors
     /// When a directory cannot be read.
     pub fn partitions(&self) -> Result<Vec<TopicPartition>, Error> {
-        Ok(self.scan_topics()?.0)
+        Ok(scan_topics(&*self.fs, &self.root)?.0)
     }
 
     /// Opens the log of a partition and recovers it; makes an empty one if there is none. Blocks on the disk, for as long
@@ -215,6 +220,7 @@ impl Store {
             return Ok(());
         }
         let to = self.trash_path(&partition.to_string().replace('/', "-"));
+        self.durable_directories.lock().remove(&partition);
         self.fs.rename(&from, &to).map_err(Error::io("move to the trash", &from))?;
         let trash = self.root.join(directory::TRASH);
         self.fs.sync_directory(&trash).map_err(Error::io("sync directory", &trash))?;
@@ -353,6 +359,16 @@ impl Store {
         self.marker.logs.get(&partition).copied()
     }
 
+    /// Whether what a log finds at the start was on stable storage, bytes and names; a clean marker that names the log
+    /// says so too.
+    pub(super) const fn is_settled(&self) -> bool {
+        self.settled
+    }
+
+    pub(super) fn has_durable_directory(&self, partition: TopicPartition) -> bool {
+        self.durable_directories.lock().contains(&partition)
+    }
+
     pub(super) fn partition_path(&self, partition: TopicPartition) -> PathBuf {
         self.root.join(directory::partition_directory(partition))
     }
@@ -401,26 +417,27 @@ impl Store {
         }
         Ok(self.root.join(directory::STATE).join(name))
     }
+}
 
-    fn scan_topics(&self) -> Result<(Vec<TopicPartition>, Vec<String>), Error> {
-        let topics = self.root.join(directory::TOPICS);
-        let (mut found, mut strangers) = (Vec::new(), Vec::new());
-        for topic in self.fs.list(&topics).map_err(Error::io("list directory", &topics))? {
-            let Some(topic_id) = directory::parse_topic(&topic.name).filter(|_| topic.is_directory) else {
-                strangers.push(topic.name);
-                continue;
-            };
-            let path = topics.join(&topic.name);
-            for entry in self.fs.list(&path).map_err(Error::io("list directory", &path))? {
-                match directory::parse_partition(&entry.name).filter(|_| entry.is_directory) {
-                    Some(partition) => found.push(TopicPartition::new(topic_id, partition)),
-                    None => strangers.push(format!("{}/{}", topic.name, entry.name)),
-                }
+/// The partitions that have a directory, and names that are none of ours.
+fn scan_topics(fs: &dyn FileSystem, root: &Path) -> Result<(Vec<TopicPartition>, Vec<String>), Error> {
+    let topics = root.join(directory::TOPICS);
+    let (mut found, mut strangers) = (Vec::new(), Vec::new());
+    for topic in fs.list(&topics).map_err(Error::io("list directory", &topics))? {
+        let Some(topic_id) = directory::parse_topic(&topic.name).filter(|_| topic.is_directory) else {
+            strangers.push(topic.name);
+            continue;
+        };
+        let path = topics.join(&topic.name);
+        for entry in fs.list(&path).map_err(Error::io("list directory", &path))? {
+            match directory::parse_partition(&entry.name).filter(|_| entry.is_directory) {
+                Some(partition) => found.push(TopicPartition::new(topic_id, partition)),
+                None => strangers.push(format!("{}/{}", topic.name, entry.name)),
             }
         }
-        found.sort_unstable();
-        Ok((found, strangers))
     }
+    found.sort_unstable();
+    Ok((found, strangers))
 }
 
 /// Makes the data directory if it is not there, with a name that survives a power cut.
@@ -492,8 +509,23 @@ fn start(
     Ok((marker, BootState { clean, same_kernel, page_cache_is_old, report }))
 }
 
-/// After the death of a process its last names are there, but maybe not on the disk: they must be before anybody relies
-/// on what they name.
+/// Logs from which on one sync of everything is considered.
+const LOGS_TO_SYNC_ALL: usize = 32;
+
+/// After the death of a process what it wrote last is there, but maybe not on the disk. True: now it is, all of it. Else
+/// each log sees to its own files, and the names of its directory and of those above are durable.
+fn settle(fs: &dyn FileSystem, root: &Path, logs: usize) -> Result<bool, Error> {
+    // Each log would need two syncs, one for a file and one for its directory.
+    if logs >= LOGS_TO_SYNC_ALL
+        && fs.sync_everything(root, logs * 2).map_err(Error::io("sync the file system of", root))?
+    {
+        return Ok(true);
+    }
+    sync_uncertain_names(fs, root)?;
+    Ok(false)
+}
+
+/// Makes the names of everything but the files of logs durable.
 fn sync_uncertain_names(fs: &dyn FileSystem, root: &Path) -> Result<(), Error> {
     let topics = root.join(directory::TOPICS);
     for topic in fs.list(&topics).map_err(Error::io("list directory", &topics))? {

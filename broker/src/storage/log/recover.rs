@@ -107,7 +107,8 @@ impl Log {
         let start = recovery.manifest.end_offset();
         let scan = scan_files(store, &unsealed, start, &recovery.manifest.epochs, past_cache)?;
         let decision = decide(&scan.pieces, start, recovery.known());
-        let directory_durable = manifest_present && !recovery.report.manifest_rebuilt;
+        let directory_durable =
+            store.has_durable_directory(partition) || (manifest_present && !recovery.report.manifest_rebuilt);
         let (active, epochs) = recovery.apply(&scan, &decision, directory_durable)?;
         let durable_end = kept_durable_end(&scan, &decision);
         recovery.finish(config, sink, active, epochs, decision.log_end, durable_end)
@@ -230,18 +231,23 @@ impl Recovery<'_> {
         let cut = self.quarantine_cut(scan, decision, &kept)?;
         let known = self.known();
         let page_cache_only = known.clean_end.is_none() && self.store.boot().page_cache_is_old;
+        let settled = known.clean_end.is_some() || self.store.is_settled();
         for (number, (state, file)) in kept.iter().zip(&scan.files).enumerate() {
             let Some(state) = state else { continue };
+            let mut written = false;
             if page_cache_only {
                 let end = end_offset(scan, decision, number);
-                rewrite::unflushed(state, &*file.file, end, known.flushed_end)
+                written = rewrite::unflushed(state, &*file.file, end, known.flushed_end)
                     .map_err(Error::io("write segment again", &file.segment.path))?;
+            }
+            if settled && !written {
+                continue;
             }
             file.file.sync().map_err(Error::io("sync segment", &file.segment.path))?;
         }
         let active = self.seal_what_is_complete(scan, decision, &kept, &epochs);
         // If the kernel runs on, names may be there that the disk does not have yet, the manifest's among them.
-        if !scan.files.is_empty() || self.manifest_changed || page_cache_only {
+        if !settled && (!scan.files.is_empty() || self.manifest_changed || page_cache_only) {
             sync_names(self.fs, &self.directory, !directory_durable)?;
         }
         if self.manifest_changed || self.manifest.suspect {

@@ -15,15 +15,15 @@ const PIECE: u64 = 1 << 20;
 ///
 /// When a flush has failed, what it could not write is taken for written and stays readable; if the process dies before it
 /// has noted the failure, nothing tells the next one, and its own flush would answer with success. While the kernel runs
-/// on, the slot file says exactly up to where flushes succeeded. Nothing is mapped yet.
+/// on, the slot file says exactly up to where flushes succeeded. Nothing is mapped yet. Returns whether it wrote.
 pub(super) fn unflushed(
     state: &Active,
     file: &dyn File,
     end: Offset,
     flushed_end: Option<Offset>,
-) -> io::Result<()> {
+) -> io::Result<bool> {
     if flushed_end.is_some_and(|flushed| flushed >= end) {
-        return Ok(());
+        return Ok(false);
     }
     let flushed_end = flushed_end.unwrap_or_default();
     let mut position = state.index.floor_offset(flushed_end).map_or(0, |floor| floor.position);
@@ -38,5 +38,5 @@ pub(super) fn unflushed(
         files::write_all(file, &buffer[..read], position)?;
         position += read as u64;
     }
-    Ok(())
+    Ok(true)
 }

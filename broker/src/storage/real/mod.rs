@@ -133,6 +133,14 @@ impl FileSystem for RealFileSystem {
         fs::File::open(directory)?.sync_all()
     }
 
+    fn sync_everything(&self, directory: &Path, syncs: usize) -> io::Result<bool> {
+        if !rounds::is_syncfs_worth(syncs) {
+            return Ok(false);
+        }
+        rustix::fs::syncfs(open_directory(directory)?)?;
+        Ok(true)
+    }
+
     fn space(&self, directory: &Path) -> io::Result<Space> {
         let stat = rustix::fs::statvfs(directory)?;
         Ok(Space {

@@ -15,8 +15,10 @@ use crate::storage::file_system::{File, FlushDone, RoundResult};
 /// Files of a round that are flushed one by one (ADR 0002 has the measurement).
 const SINGLE_FILES_MAX: usize = 32;
 
-/// Dirty bytes of the whole machine up to which `syncfs` is worth it: it waits for all of them.
-const DIRTY_BYTES_MAX: u64 = 64 << 20;
+/// Dirty bytes of the whole machine up to which `syncfs` is worth it, because it waits for all of them: at any rate, and
+/// for each file that it spares a sync (which takes as long as a disk needs for about as much).
+const DIRTY_BYTES_MIN: u64 = 64 << 20;
+const DIRTY_BYTES_PER_FILE: u64 = 64 << 10;
 
 /// Threads that wait for `fdatasync`. Each waits for the disk, so they do not need cores.
 const FLUSH_THREADS: usize = 16;
@@ -71,7 +73,7 @@ impl Rounds {
         }
         let this = Arc::clone(rounds);
         rounds.threads.spawn(Box::new(move || {
-            if other_dirty_bytes().is_none_or(|bytes| bytes > DIRTY_BYTES_MAX) {
+            if !is_syncfs_worth(files.len()) {
                 this.flush_each(files, done);
             } else {
                 match this.flush_all(files.len()) {
@@ -148,8 +150,14 @@ fn copy_of(error: &io::Error) -> io::Error {
     error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error)
 }
 
+/// Whether one `syncfs` is likely to take less time than `count` syncs of files.
+pub(super) fn is_syncfs_worth(count: usize) -> bool {
+    let dirty_max = DIRTY_BYTES_MIN + DIRTY_BYTES_PER_FILE * count as u64;
+    dirty_bytes().is_some_and(|bytes| bytes <= dirty_max)
+}
+
 /// Bytes that wait for the disk on this machine.
-fn other_dirty_bytes() -> Option<u64> {
+fn dirty_bytes() -> Option<u64> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
     let field = |name: &str| {
         let line = text.lines().find_map(|line| line.strip_prefix(name))?;
