@@ -23,6 +23,8 @@ const PARTITIONS: u32 = 2;
 /// Offsets below the last known end that are read again after a kill.
 const OVERLAP: u64 = 500;
 const LIMIT: Duration = Duration::from_secs(60);
+/// What a recovery may say of an append that a kill has cut in two.
+const EXPECTED: [&str; 2] = ["cut bad bytes off the log", "the end of the log was cut off"];
 
 fn setting(name: &str, default: u64) -> u64 {
     env::var(name)
@@ -156,7 +158,9 @@ async fn run(kills: u64, seed: u64) -> Result<Summary> {
         let pass = follower.stop().await.with_context(|| format!("follow {topic}"))?;
         histories.get_mut(&(topic, 0)).context("a topic that nobody made")?.0.passes.push(pass);
     }
-    judge(&client, histories).await
+    let summary = judge(&client, histories).await?;
+    broker.check_log(&EXPECTED)?;
+    Ok(summary)
 }
 
 /// Reads everything once more and asks the oracle.
