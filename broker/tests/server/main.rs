@@ -6,3 +6,4 @@ mod flow;
 mod produce;
 mod subscribe;
 mod support;
+mod together;
