@@ -421,10 +421,24 @@ async fn serve_data(
     let partitions = Arc::new(Partitions::default());
     metrics.register_collector(TopicMetrics::new(Arc::clone(&partitions)));
     let mut manager = Manager::new(Arc::clone(&services), Arc::clone(&partitions), state.epoch);
-    manager.open_all().await;
+    if manager.open_all().await {
+        note_recovered(&services.store, &env.file_system).await;
+    }
     let drained = CancellationToken::new();
     background.spawn(manager.run(stop.clone(), drained.clone()));
     Data { controller, services, partitions, drained }
+}
+
+/// Every log has been recovered under this kernel: from here on the page cache is evidence again. A broker on its own
+/// has nobody else to report its boot state to.
+async fn note_recovered(store: &Arc<Store>, file_system: &Arc<dyn FileSystem>) {
+    let noted = io_thread::run(&**file_system, {
+        let store = Arc::clone(store);
+        move || store.boot_reported()
+    });
+    if let Some(Err(error)) = noted.await {
+        warn!(%error, "the boot record could not be written: a restart will judge damage as after a power cut");
+    }
 }
 
 impl Broker {

@@ -155,16 +155,19 @@ impl Manager {
         Self { services, partitions, epoch, opening, image: None }
     }
 
-    /// Opens every partition of the present image, and returns when all are open or have failed to.
-    pub(crate) async fn open_all(&mut self) {
+    /// Opens every partition of the present image, and returns when all are open or have failed to: whether none failed.
+    ///
+    /// What failed is reported already, and does not keep the others from being served.
+    pub(crate) async fn open_all(&mut self) -> bool {
         let image = self.services.controller.image();
         self.report_orphans(&image);
         self.follow(&image);
+        let mut all_open = true;
         for topic in image.topics() {
-            // What failed is reported already, and does not keep the others from being served.
             let count = topic.partitions.len() as u32;
-            let _failed = self.partitions.wait_open(topic.id, count, || true).await;
+            all_open &= self.partitions.wait_open(topic.id, count, || true).await.is_ok();
         }
+        all_open
     }
 
     /// Follows the image until `shutdown` is cancelled, then closes every partition: what is under way is finished.
