@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::args::{ConsumeArgs, Global};
 use crate::connect::connect;
 use crate::encode::Encoder;
+use crate::interrupt;
 use crate::output::{self, Answer, OutputClosed};
 use crate::parse::From;
 
@@ -110,14 +111,13 @@ impl Consuming<'_> {
         if let Some(ends) = &mut self.ends {
             ends.retain(|&partition, end| self.consumer.position(partition).is_some_and(|at| at < *end));
         }
-        let interrupt = tokio::signal::ctrl_c();
-        tokio::pin!(interrupt);
+        let interrupt = interrupt::watch()?;
         let mut progressed = Instant::now();
         while !self.is_done() {
             let batch = tokio::select! {
                 biased;
+                () = interrupt.notified() => return Ok(()),
                 batch = self.consumer.next_batch() => batch,
-                _ = &mut interrupt => return Ok(()),
                 result = self.output.closed() => return Err(result),
                 () = tokio::time::sleep(IDLE), if self.output.has_buffered() => {
                     self.output.write().await?;

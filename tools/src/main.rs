@@ -6,6 +6,7 @@ mod broker;
 mod connect;
 mod consume;
 mod encode;
+mod interrupt;
 mod lines;
 mod log;
 mod output;

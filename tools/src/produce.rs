@@ -15,6 +15,7 @@ use serde_json::json;
 
 use crate::args::{Global, Output, ProduceArgs};
 use crate::connect::{compression, connect, stage_name};
+use crate::interrupt;
 use crate::lines::{self, Piece};
 use crate::output::{self, Answer, Progress, Unit};
 use crate::ranges::LineRanges;
@@ -133,8 +134,7 @@ struct Sending<'a> {
 impl Sending<'_> {
     /// Sends everything and waits for every outcome, or until a line failed for good, or Ctrl-C.
     async fn run(&mut self, mut input: Input, progress: &Progress) -> anyhow::Result<()> {
-        let interrupt = tokio::signal::ctrl_c();
-        tokio::pin!(interrupt);
+        let interrupt = interrupt::watch()?;
         let mut open = true;
         while open || !self.waiting.is_empty() {
             let room = self.waiting.len() < CALLS_MAX;
@@ -153,8 +153,8 @@ impl Sending<'_> {
                         input.pieces.close();
                     }
                 }
-                _ = &mut interrupt, if open => {
-                    output::note("interrupted: waiting for what has been sent");
+                () = interrupt.notified(), if open => {
+                    output::note("interrupted: waiting for what has been sent; Ctrl-C again ends at once");
                     open = false;
                     input.pieces.close();
                     self.report.interrupted = true;

@@ -53,6 +53,8 @@ pub(crate) struct Flow {
     /// Every outcome is in.
     pub(crate) outcomes_done: Cell<bool>,
     pub(crate) half_taken: Cell<bool>,
+    /// The source has come to its end.
+    pub(crate) at_end: Cell<bool>,
 }
 
 /// A record whose outcome is awaited.
@@ -86,6 +88,7 @@ impl Flow {
             sending_done: Cell::new(false),
             outcomes_done: Cell::new(false),
             half_taken: Cell::new(false),
+            at_end: Cell::new(false),
         })
     }
 
@@ -115,7 +118,10 @@ impl Flow {
                 () = self.stopped.notified() => break,
             };
             self.half_taken.set(source.is_half_taken());
-            let Some(lines) = lines else { break };
+            let Some(lines) = lines else {
+                self.at_end.set(true);
+                break;
+            };
             for (index, line) in lines.iter().enumerate() {
                 if self.stop.get() {
                     break;

@@ -358,6 +358,9 @@ impl Tour {
             output::count(unknown_not_there),
             output::count(facts.failed),
         ))?;
+        if self.is_file && !flow.at_end.get() {
+            self.line("   The file goes on; highwater produce sends all of it.")?;
+        }
         self.line(&format!("   Until acknowledged: {}", counts.acknowledging.text()))?;
         self.line(&format!("   Until consumed:     {}", counts.end_to_end.text()))?;
         Ok(())

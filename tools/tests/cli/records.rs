@@ -202,6 +202,31 @@ fn produce_sends_what_trickles_in_and_ends_well_on_ctrl_c() {
 }
 
 #[test]
+fn a_second_ctrl_c_ends_a_command_that_waits() {
+    let mut broker = Broker::start();
+    broker.json(&["bench", "produce", "--create", "--durability", "os", "--records", "60000"]);
+    // Nobody reads what it prints after the first byte, so it cannot end in order.
+    let mut consuming = Running::start(broker.command(&["consume", "bench"]));
+    let mut pipe = consuming.stdout();
+    pipe.read_exact(&mut [0]).unwrap();
+    let mut command = broker.command(&["produce", "bench"]);
+    command.stdin(Stdio::piped());
+    let mut producing = Running::start(command);
+    producing.stdin().write_all(b"a line\n").unwrap();
+    wait_for("the line in the topic", || {
+        let described = broker.json(&["topic", "describe", "bench"]);
+        (described["topics"][0]["partition_states"][0]["high_watermark"] == json!(60_001)).then_some(())
+    });
+    broker.kill();
+    let status = wait_for("the end of consume", || {
+        consuming.signal(rustix::process::Signal::INT);
+        consuming.ended()
+    });
+    assert_eq!(status.code(), Some(2));
+    check(&producing.finish(), 0, &["produce, at the end of its input"]);
+}
+
+#[test]
 fn a_line_that_no_batch_holds_is_named_and_left_out() {
     let broker = Broker::start();
     broker.good(&["topic", "create", "t", "--config", "batch_bytes_max=64KiB"]);
