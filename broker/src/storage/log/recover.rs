@@ -445,21 +445,14 @@ impl Recovery<'_> {
             active.allocated = file.length().map_err(Error::io("measure segment", &path))?;
         }
         let (log_generation, holes) = (manifest.log_generation, manifest.holes.clone());
-        let shared = Arc::new(LogShared {
-            partition,
-            directory,
-            sink,
-            flush: Mutex::new(FlushState {
-                log_generation,
-                written_end: log_end,
-                flushed_end: log_end,
-                ..FlushState::default()
-            }),
-            structure: Structure::new(manifest, !sealed.is_empty() || active.is_some()),
-            discovered: Mutex::new(Vec::new()),
-            has_discovered: AtomicBool::new(false),
-            unflushed_bytes: AtomicU64::new(0),
-        });
+        let structure = Structure::new(manifest, !sealed.is_empty() || active.is_some());
+        let flush = FlushState {
+            log_generation,
+            written_end: log_end,
+            flushed_end: log_end,
+            ..FlushState::default()
+        };
+        let shared = shared(partition, directory, sink, flush, structure);
         let tail = MemoryTail::new(store.config().log_tail_bytes_max, Arc::clone(store.tail_budget()));
         let log = Log {
             store: Arc::clone(store),
@@ -482,6 +475,26 @@ impl Recovery<'_> {
         };
         Ok((log, report))
     }
+}
+
+/// What a log shares with the flusher and with readers, after a recovery.
+fn shared(
+    partition: TopicPartition,
+    directory: PathBuf,
+    sink: Arc<dyn FlushSink>,
+    flush: FlushState,
+    structure: Structure,
+) -> Arc<LogShared> {
+    Arc::new(LogShared {
+        partition,
+        directory,
+        sink,
+        flush: Mutex::new(flush),
+        structure,
+        discovered: Mutex::new(Vec::new()),
+        has_discovered: AtomicBool::new(false),
+        unflushed_bytes: AtomicU64::new(0),
+    })
 }
 
 /// The last state of each file that is kept, `None` for files of which nothing is.
