@@ -1,5 +1,6 @@
 //! After a power cut the page cache says nothing about the past; once every log has been recovered under the new kernel,
 //! it does again.
+#![cfg(test)]
 
 use std::sync::Arc;
 
