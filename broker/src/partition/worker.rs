@@ -379,7 +379,7 @@ impl Worker {
     }
 
     /// Tells the handles where the partition is.
-    fn publish(&self) {
+    pub(super) fn publish(&self) {
         let ends = self.replica.ends();
         let mut status = self.shared.status.lock();
         status.leader_epoch = self.replica.epoch();
