@@ -91,6 +91,7 @@ fn stamp(partition: TopicPartition, header: &BatchHeader, sent: &Bytes, offset: 
 fn rounds(directory: &Path, limit: u64) {
     println!("flush rounds: 4 KiB appended to each of N logs, then one round; open files limit {limit}");
     println!("{:>8} {:>8} {:>12} {:>12} {:>12}", "logs", "rounds", "p50", "p99", "max");
+    raw_sync(directory);
     for (count, repeat) in [(1, 400), (10, 200), (32, 200), (100, 100), (1_000, 40), (10_000, 10)] {
         let root = directory.join(format!("rounds-{count}"));
         let store = open_store(&root, 20_000);
@@ -117,6 +118,24 @@ fn rounds(directory: &Path, limit: u64) {
         drop(store);
         std::fs::remove_dir_all(&root).unwrap();
     }
+}
+
+/// What the disk takes by itself at this moment: one file, 4 KiB, `fdatasync`.
+fn raw_sync(directory: &Path) {
+    use std::os::unix::fs::FileExt;
+    std::fs::create_dir_all(directory).unwrap();
+    let path = directory.join("raw");
+    let file = std::fs::File::create(&path).unwrap();
+    let mut times = Vec::new();
+    for number in 0..400 {
+        file.write_all_at(&[7; 4096], number * 4096).unwrap();
+        let start = Instant::now();
+        file.sync_data().unwrap();
+        times.push(start.elapsed());
+    }
+    std::fs::remove_file(&path).unwrap();
+    print!("raw: ");
+    print_times(1, &mut times);
 }
 
 fn open_logs(
