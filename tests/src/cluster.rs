@@ -2,6 +2,7 @@
 
 mod binary;
 
+use std::env;
 use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
@@ -142,8 +143,15 @@ impl BrokerProcess {
         }
         let log =
             OpenOptions::new().create(true).append(true).open(self.log_path()).context("open the log")?;
-        let child = Command::new(&self.program)
-            .args(["broker", "--node-id", "1", "--http", "127.0.0.1:0"])
+        let mut command = Command::new(&self.program);
+        // Settings of whoever runs the tests are not those of this broker.
+        for (name, _) in env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("HIGHWATER_")) {
+            command.env_remove(name);
+        }
+        let child = command
+            // A test that is killed takes its broker with it: the thread that starts it is the test's own.
+            .args(["broker", "--die-with-parent", &std::process::id().to_string()])
+            .args(["--node-id", "1", "--http", "127.0.0.1:0"])
             .args(["--listen", &format!("127.0.0.1:{}", self.port)])
             .arg("--data-dir")
             .arg(&self.data_directory)
