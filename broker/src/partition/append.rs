@@ -57,7 +57,9 @@ impl Worker {
                 let metrics = &self.services.metrics;
                 metrics.append_writes.inc();
                 metrics.appended_batches.inc_by(batches.len() as u64);
-                metrics.appended_bytes.inc_by(batches.iter().map(|batch| batch.header.length() as u64).sum());
+                let written: u64 = batches.iter().map(|batch| batch.header.length() as u64).sum();
+                metrics.appended_bytes.inc_by(written);
+                self.appended_bytes += written;
                 metrics
                     .appended_records
                     .inc_by(batches.iter().map(|batch| u64::from(batch.header.producer.record_count)).sum());

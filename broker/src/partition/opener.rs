@@ -102,7 +102,7 @@ impl Opener {
         let mut outputs = Vec::new();
         let replica = Replica::lead(start, &mut outputs);
         let services = Arc::clone(&self.services);
-        let worker = Worker::new(Arc::clone(&shared), services, log, replica, topic.config.clone());
+        let mut worker = Worker::new(Arc::clone(&shared), services, log, replica, topic.config.clone());
         // Whoever finds the handle finds it ready: the task may not run for a while.
         worker.publish();
         self.services.tasks.spawn(Box::new(worker).run(outputs));

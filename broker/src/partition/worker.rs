@@ -46,6 +46,10 @@ pub(super) struct Worker {
     flush_at: Option<Mono>,
     /// An append whose flush is timed: where it ended, and when it was.
     pub(super) timed: Option<(Offset, Mono)>,
+    /// Bytes appended since the handles were told.
+    pub(super) appended_bytes: u64,
+    /// The bytes of the log may have changed in another way.
+    recount_bytes: bool,
     /// When the suspect log is verified, and how long to wait after that if it fails.
     verify: Option<(Mono, Duration)>,
     /// Why it closes, and who waits for that.
@@ -72,6 +76,8 @@ impl Worker {
             outputs: Vec::new(),
             flush_at: None,
             timed: None,
+            appended_bytes: 0,
+            recount_bytes: true,
             verify: None,
             closing: None,
         }
@@ -205,6 +211,7 @@ impl Worker {
             }
         }
         self.outputs = outputs;
+        self.publish_ends();
         self.waiters.answer_reached(&self.replica);
     }
 
@@ -250,6 +257,7 @@ impl Worker {
                 worker.verify = None;
                 let log_generation = worker.log.log_generation();
                 let log_end = worker.log.log_end();
+                worker.recount_bytes = true;
                 worker.step(now, Input::Verified { epoch, log_generation, log_end });
                 worker.end_readers_past_the_end();
             }
@@ -269,6 +277,7 @@ impl Worker {
         if self.replica.health() != Health::Online {
             return;
         }
+        self.recount_bytes = true;
         let (topic, partition) = (&self.shared.topic, self.shared.partition);
         match self.log.maintain(now, self.replica.high_watermark()) {
             Ok(maintained) => {
@@ -378,8 +387,24 @@ impl Worker {
         }
     }
 
-    /// Tells the handles where the partition is.
-    pub(super) fn publish(&self) {
+    /// Tells the handles everything about the partition.
+    pub(super) fn publish(&mut self) {
+        self.publish_ends();
+        // Adding up all segments takes long where there are many, so that appends are added instead in between.
+        let bytes = if std::mem::take(&mut self.recount_bytes) { Some(self.log.bytes()) } else { None };
+        let appended = std::mem::take(&mut self.appended_bytes);
+        let mut status = self.shared.status.lock();
+        status.bytes = bytes.unwrap_or(status.bytes + appended);
+        status.segments = self.log.segment_count() as u32;
+        let holes = self.log.holes().iter().map(|hole| (hole.start, hole.end));
+        if status.corrupt.iter().copied().ne(holes.clone()) {
+            status.corrupt = holes.collect();
+        }
+    }
+
+    /// Tells the handles where the partition is: before anybody is answered, so that whoever acts on an answer finds what
+    /// it was about.
+    fn publish_ends(&self) {
         let ends = self.replica.ends();
         let mut status = self.shared.status.lock();
         status.leader_epoch = self.replica.epoch();
@@ -387,18 +412,12 @@ impl Worker {
         status.log_end = ends.log_end;
         status.flushed_end = ends.flushed_end;
         status.high_watermark = self.replica.high_watermark();
-        status.bytes = self.log.bytes();
-        status.segments = self.log.segment_count() as u32;
         status.durability = self.replica.durability_effective();
         status.is_ready = self.replica.is_ready();
         status.state = match self.replica.health() {
             Health::Online => "online",
             Health::Suspect => "suspect",
         };
-        let holes = self.log.holes();
-        if status.corrupt.len() != holes.len() {
-            status.corrupt = holes.iter().map(|hole| (hole.start, hole.end)).collect();
-        }
     }
 }
 

@@ -10,7 +10,8 @@ use highwater_protocol::compression::Compression;
 use highwater_protocol::error_code::ErrorCode;
 use highwater_protocol::ids::{PartitionId, TopicId, TopicPartition};
 use highwater_protocol::messages::{
-    Acks, AlterTopicRequest, Credit, DeleteTopicRequest, Push, UnsubscribeRequest,
+    Acks, AlterTopicRequest, Credit, DeleteTopicRequest, ListOffsetsRequest, OffsetQuery, Position, Push,
+    UnsubscribeRequest,
 };
 
 use crate::support::{Peer, broker, code};
@@ -34,6 +35,19 @@ async fn produce(broker: Arc<Broker>, topic: TopicId, producer: u64) {
     for number in 0..BATCHES {
         let result = peer.produce(topic, number, batch(topic, producer, number), Acks::All).await;
         assert_eq!(code(result.error), ErrorCode::None, "{}", result.message);
+        // Whoever was acknowledged finds the record wherever it asks.
+        let end = result.base_offset + RECORDS;
+        let latest = OffsetQuery {
+            topic_id: Some(topic.into()),
+            partition: 0,
+            position: Position::Latest.into(),
+            timestamp_ms: 0,
+        };
+        let listed = peer.call(&ListOffsetsRequest { queries: vec![latest] }, &[]).await.unwrap();
+        assert!(listed.results[0].offset >= end, "{} is acknowledged, {:?} is listed", end, listed.results);
+        let told = peer.subscribe(number + 1, topic, end, 0).await.unwrap();
+        assert!(told.high_watermark >= end);
+        peer.call(&UnsubscribeRequest { id: number + 1 }, &[]).await.unwrap();
     }
 }
 
