@@ -92,7 +92,7 @@ impl MetadataCache {
 /// Asks for some topics by name, or for all.
 pub(crate) fn request_for<S: AsRef<str>>(names: &[S], all_topics: bool) -> MetadataRequest {
     let names = names.iter().map(|name| name.as_ref().to_owned()).collect();
-    MetadataRequest { names, topic_ids: Vec::new(), all_topics }
+    MetadataRequest { names, topic_ids: Vec::new(), all_topics, watch: false }
 }
 
 fn topic_of(info: TopicInfo) -> TopicMetadata {

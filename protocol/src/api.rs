@@ -49,6 +49,8 @@ api_keys! {
     ALTER_TOPIC = 13, "alter_topic";
     /// Removes a topic.
     DELETE_TOPIC = 14, "delete_topic";
+    /// One-way, from the broker, to whoever asked to watch: what has changed in the metadata.
+    METADATA_PUSH = 15, "metadata_push";
     /// Appends batches.
     PRODUCE = 20, "produce";
     /// One-way, from the broker: how many bytes of batches may be produced in all.
@@ -57,6 +59,8 @@ api_keys! {
     LIST_OFFSETS = 22, "list_offsets";
     /// A plain bounded read, for tools.
     READ = 23, "read";
+    /// Gives an idempotent producer its identity.
+    INIT_PRODUCER = 24, "init_producer";
     /// Opens a subscription.
     SUBSCRIBE = 30, "subscribe";
     /// One-way, from the broker: batches, or a watermark that moved.
@@ -69,6 +73,26 @@ api_keys! {
     ENDED = 34, "ended";
     /// One-way, from a follower: how far it is.
     REPLICA_ACK = 35, "replica_ack";
+    /// Where a follower starts over whose log ends below the leader's log start.
+    REPLICA_RESET = 36, "replica_reset";
+    /// Reads from any replica, to fill a hole.
+    REPLICA_READ = 37, "replica_read";
+    /// A checksum over a range of any replica.
+    REPLICA_CHECKSUM = 38, "replica_checksum";
+    /// What a listed voter is.
+    BOOTSTRAP = 40, "bootstrap";
+    /// A broker comes.
+    REGISTER_BROKER = 41, "register_broker";
+    /// A broker is alive.
+    HEARTBEAT = 42, "heartbeat";
+    /// A broker asks the controller for a change.
+    PROPOSE = 43, "propose";
+    /// A message of consensus.
+    RAFT = 44, "raft";
+    /// The state of the cluster.
+    DESCRIBE_CLUSTER = 45, "describe_cluster";
+    /// Drains, removes, rebalances.
+    ALTER_CLUSTER = 46, "alter_cluster";
 }
 
 /// A message that is answered.

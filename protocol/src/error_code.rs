@@ -158,6 +158,28 @@ error_codes! {
     IdleTimeout = 44, "idle_timeout", Reconnect;
     /// The replica's log was reset below its log start: its subscriber starts over.
     LogReset = 45, "log_reset", RefreshMetadata;
+    /// There is no controller at the moment, or it cannot reach a majority.
+    NoController = 50, "no_controller", Retry;
+    /// This broker is not the controller, and the request has to go there.
+    NotController = 51, "not_controller", RefreshMetadata;
+    /// The broker's registration is not, or not any more, the one that the cluster knows.
+    StaleBrokerEpoch = 52, "stale_broker_epoch", Fail;
+    /// A node id or a data directory is taken by another broker.
+    BrokerConflict = 53, "broker_conflict", Fail;
+    /// The partition has changed since the proposal was made.
+    StaleVersion = 54, "stale_version", Retry;
+    /// A replica that a proposal names may not be in the set.
+    IneligibleReplica = 55, "ineligible_replica", Retry;
+    /// The request does not fit the present state of the cluster.
+    Conflict = 56, "conflict", Fail;
+    /// A newer incarnation of this producer has written: this one is a zombie.
+    ProducerFenced = 60, "producer_fenced", Fail;
+    /// A batch's sequence does not follow the last one that the partition has of this producer.
+    SequenceGap = 61, "sequence_gap", Fail;
+    /// The partition does not know this producer (any more), and the batch is not its first.
+    UnknownProducer = 62, "unknown_producer", Fail;
+    /// The batch is so old that its offset is not remembered; it was appended once, and is not again.
+    AlreadyApplied = 63, "already_applied", Fail;
     /// A defect of the broker. Its log says more.
     Internal = 99, "internal", Fail;
 }

@@ -41,6 +41,10 @@ pub const TOPIC_NAME_BYTES_MAX: usize = 249;
 /// Bytes of a client name, a namespace or the name of an authentication method.
 pub const NAME_BYTES_MAX: usize = 256;
 
+/// Batches of one idempotent producer that may be in flight to one partition. A partition remembers as many of each
+/// producer, so that whatever a producer may have to send again is recognised.
+pub const PRODUCER_BATCHES_IN_FLIGHT_MAX: usize = 32;
+
 /// Partitions of one topic.
 pub const PARTITIONS_MAX: u32 = 10_000;
 

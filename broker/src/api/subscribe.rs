@@ -42,6 +42,8 @@ pub(crate) fn handle(
         high_watermark: status.high_watermark.get(),
         log_start: status.log_start.get(),
         log_end: status.log_end.get(),
+        divergence: None,
+        reset: false,
     };
     Ok(Granted { handle, isolation, offset: Offset(request.offset), reply })
 }

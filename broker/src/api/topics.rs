@@ -174,6 +174,7 @@ fn partition_description(node: &Node, topic: &Topic, partition: TopicPartition) 
             .iter()
             .map(|(start, end)| CorruptRange { start: start.get(), end: end.get() })
             .collect(),
+        replicas: Vec::new(),
     }
 }
 

@@ -250,6 +250,8 @@ impl Session {
             authentication_methods: Vec::new(),
             principal: principal.name.clone(),
             idle_timeout_ms: u64::try_from(self.node.limits.idle_timeout.as_millis()).unwrap_or(u64::MAX),
+            directory_id: None,
+            broker_epoch: 0,
         };
         debug!(client = request.client_name, version = request.client_version, "handshake");
         self.outbox.reply::<HandshakeRequest>(frame.header.correlation_id, &reply);

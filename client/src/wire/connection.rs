@@ -12,7 +12,7 @@ use highwater_protocol::api::{OneWay, Request};
 use highwater_protocol::error_code::ErrorCode;
 use highwater_protocol::frame::{FLAG_ERROR, FLAG_ONE_WAY, Frame, encode_frame_head};
 use highwater_protocol::ids::{ClusterId, CorrelationId, NodeId};
-use highwater_protocol::messages::{ErrorReply, HandshakeReply, PingRequest};
+use highwater_protocol::messages::{BrokerIdentity, ErrorReply, HandshakeReply, PingRequest};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
@@ -37,6 +37,8 @@ pub struct Settings {
     pub keep_alive: Duration,
     /// Silence of the broker, beyond `keep_alive`, after which the connection is given up.
     pub silence_max: Duration,
+    /// Who connects, if it is a broker of the cluster.
+    pub broker: Option<BrokerIdentity>,
 }
 
 impl Default for Settings {
@@ -48,6 +50,7 @@ impl Default for Settings {
             handshake_timeout: Duration::from_secs(5),
             keep_alive: Duration::from_secs(5),
             silence_max: Duration::from_secs(10),
+            broker: None,
         }
     }
 }

@@ -38,6 +38,7 @@ async fn exchange(link: &mut Link, settings: &Settings) -> Result<(HandshakeRepl
         client_name: settings.client_name.clone(),
         client_version: env!("CARGO_PKG_VERSION").to_owned(),
         namespace: String::new(),
+        broker: settings.broker.clone(),
     };
     let mut bytes = BytesMut::new();
     encode_frame_head(HandshakeRequest::API, 0, CorrelationId(0), &request, 0, &mut bytes)

@@ -24,6 +24,9 @@ pub struct HandshakeRequest {
     /// In which topic names are looked up. Empty: the default one, the only one yet.
     #[prost(string, tag = "7")]
     pub namespace: String,
+    /// Set by brokers of the cluster.
+    #[prost(message, optional, tag = "8")]
+    pub broker: Option<super::BrokerIdentity>,
 }
 
 /// What the broker agrees to.
@@ -62,6 +65,12 @@ pub struct HandshakeReply {
     /// Milliseconds of silence after which the broker closes the connection; `Ping` keeps it open.
     #[prost(uint64, tag = "11")]
     pub idle_timeout_ms: u64,
+    /// The broker's data directory.
+    #[prost(message, optional, tag = "12")]
+    pub directory_id: Option<super::Uuid>,
+    /// The broker's registration; 0 while it has none.
+    #[prost(uint64, tag = "13")]
+    pub broker_epoch: u64,
 }
 
 /// One round of authentication from the client.

@@ -14,6 +14,10 @@ pub struct MetadataRequest {
     /// All topics; `names` and `topic_ids` are ignored.
     #[prost(bool, tag = "3")]
     pub all_topics: bool,
+    /// From here on tell about changes of the topics asked for, and of the brokers, by `MetadataPush`. A later request
+    /// with this flag replaces an earlier one on the connection.
+    #[prost(bool, tag = "4")]
+    pub watch: bool,
 }
 
 /// The metadata at one version of the cluster image.
@@ -33,6 +37,24 @@ pub struct MetadataReply {
     pub brokers: Vec<BrokerInfo>,
     /// One entry for each topic asked for, in that order (names before ids); by name for all topics.
     #[prost(message, repeated, tag = "5")]
+    pub topics: Vec<TopicInfo>,
+}
+
+/// What has changed: brokers whole, topics as far as they are watched and have changed. A topic that was deleted comes
+/// with `unknown_topic`.
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
+pub struct MetadataPush {
+    /// The version of the cluster image; grows.
+    #[prost(uint64, tag = "1")]
+    pub version: u64,
+    /// The controller, 0 while there is none.
+    #[prost(uint32, tag = "2")]
+    pub controller: u32,
+    /// Every broker that is registered.
+    #[prost(message, repeated, tag = "3")]
+    pub brokers: Vec<BrokerInfo>,
+    /// The watched topics that have changed.
+    #[prost(message, repeated, tag = "4")]
     pub topics: Vec<TopicInfo>,
 }
 

@@ -1,10 +1,13 @@
 //! The bodies of frames: protobuf messages as plain structs. `proto/highwater.proto` says the same for other languages.
 
+mod cluster;
 mod handshake;
 mod list_offsets;
 mod metadata;
 mod produce;
+mod producer_id;
 mod read;
+mod replica;
 mod subscribe;
 mod topics;
 
@@ -12,13 +15,24 @@ use crate::body::{Body, Nested};
 use crate::ids;
 use crate::limits::REPLY_FIELDS_MAX;
 
+pub use cluster::{
+    AlterClusterReply, AlterClusterRequest, BootstrapReply, BootstrapRequest, BrokerDescription,
+    BrokerIdentity, ClusterOperation, DescribeClusterReply, DescribeClusterRequest, HeartbeatReply,
+    HeartbeatRequest, MoveDescription, ProposeReply, ProposeRequest, RaftReply, RaftRequest,
+    RegisterBrokerReply, RegisterBrokerRequest, Voter,
+};
 pub use handshake::{
     AuthenticateReply, AuthenticateRequest, Goodbye, HandshakeReply, HandshakeRequest, PingReply, PingRequest,
 };
 pub use list_offsets::{ListOffsetsReply, ListOffsetsRequest, OffsetQuery, OffsetResult, Position};
-pub use metadata::{BrokerInfo, MetadataReply, MetadataRequest, PartitionInfo, TopicInfo};
+pub use metadata::{BrokerInfo, MetadataPush, MetadataReply, MetadataRequest, PartitionInfo, TopicInfo};
 pub use produce::{Acks, ProduceBatch, ProduceCredit, ProduceReply, ProduceRequest, ProduceResult, Stage};
+pub use producer_id::{InitProducerReply, InitProducerRequest};
 pub use read::{ReadReply, ReadRequest};
+pub use replica::{
+    EpochEntry, ReplicaChecksumReply, ReplicaChecksumRequest, ReplicaReadReply, ReplicaReadRequest,
+    ReplicaResetReply, ReplicaResetRequest,
+};
 pub use subscribe::{
     AbortedRange, Credit, Divergence, Ended, Isolation, Push, ReplicaAck, ReplicaIdentity, SubscribeReply,
     SubscribeRequest, UnsubscribeReply, UnsubscribeRequest,
@@ -26,7 +40,7 @@ pub use subscribe::{
 pub use topics::{
     AlterTopicReply, AlterTopicRequest, ConfigEntry, ConfigSource, CorruptRange, CreateTopicReply,
     CreateTopicRequest, DeleteTopicReply, DeleteTopicRequest, DescribeTopicsReply, DescribeTopicsRequest,
-    PartitionDescription, TopicDescription,
+    PartitionDescription, ReplicaDescription, TopicDescription,
 };
 
 /// A 128-bit id, as two numbers so that it costs no allocation.
@@ -117,6 +131,17 @@ requests! {
     ReadRequest => ReadReply = READ,
     SubscribeRequest => SubscribeReply = SUBSCRIBE,
     UnsubscribeRequest => UnsubscribeReply = UNSUBSCRIBE,
+    InitProducerRequest => InitProducerReply = INIT_PRODUCER,
+    ReplicaResetRequest => ReplicaResetReply = REPLICA_RESET,
+    ReplicaReadRequest => ReplicaReadReply = REPLICA_READ,
+    ReplicaChecksumRequest => ReplicaChecksumReply = REPLICA_CHECKSUM,
+    BootstrapRequest => BootstrapReply = BOOTSTRAP,
+    RegisterBrokerRequest => RegisterBrokerReply = REGISTER_BROKER,
+    HeartbeatRequest => HeartbeatReply = HEARTBEAT,
+    ProposeRequest => ProposeReply = PROPOSE,
+    RaftRequest => RaftReply = RAFT,
+    DescribeClusterRequest => DescribeClusterReply = DESCRIBE_CLUSTER,
+    AlterClusterRequest => AlterClusterReply = ALTER_CLUSTER,
 }
 
 one_ways! {
@@ -126,6 +151,7 @@ one_ways! {
     Credit = CREDIT,
     Ended = ENDED,
     ReplicaAck = REPLICA_ACK,
+    MetadataPush = METADATA_PUSH,
 }
 
 macro_rules! replies_of_few_fields {
@@ -147,6 +173,25 @@ replies_of_few_fields! {
     ReadReply,
     SubscribeReply,
     UnsubscribeReply,
+    InitProducerReply,
+    ReplicaResetReply,
+    ReplicaReadReply,
+    ReplicaChecksumReply,
+    BootstrapReply,
+    RegisterBrokerReply,
+    HeartbeatReply,
+    ProposeReply,
+    RaftReply,
+}
+
+impl Body for DescribeClusterReply {
+    const FIELDS_MAX: usize = REPLY_FIELDS_MAX;
+    const NESTED: &'static [Nested] = &[Nested { tag: 6, inside: &[] }, Nested { tag: 7, inside: &[] }];
+}
+
+impl Body for AlterClusterReply {
+    const FIELDS_MAX: usize = REPLY_FIELDS_MAX;
+    const NESTED: &'static [Nested] = &[Nested { tag: 1, inside: &[] }];
 }
 
 impl Body for MetadataReply {

@@ -75,6 +75,14 @@ pub struct SubscribeReply {
     /// Next offset to be written.
     #[prost(uint64, tag = "4")]
     pub log_end: u64,
+    /// Set when the subscriber's log has left the leader's: the subscription is not live, and the subscriber cuts its log
+    /// as this says and subscribes again.
+    #[prost(message, optional, tag = "5")]
+    pub divergence: Option<Divergence>,
+    /// Set for a follower whose offset is below the log start: the subscription is not live, and the follower starts over
+    /// (`ReplicaReset`).
+    #[prost(bool, tag = "6")]
+    pub reset: bool,
 }
 
 /// Batches for a subscription, or, without an attachment, a watermark that moved.

@@ -157,6 +157,29 @@ pub struct PartitionDescription {
     /// Ranges that cannot be read from this replica.
     #[prost(message, repeated, tag = "11")]
     pub corrupt: Vec<CorruptRange>,
+    /// How far each replica is, as the leader knows.
+    #[prost(message, repeated, tag = "12")]
+    pub replicas: Vec<ReplicaDescription>,
+}
+
+/// How far a replica is.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, prost::Message)]
+pub struct ReplicaDescription {
+    /// Whose.
+    #[prost(uint32, tag = "1")]
+    pub node_id: u32,
+    /// Next offset to be written.
+    #[prost(uint64, tag = "2")]
+    pub log_end: u64,
+    /// Next offset that is not on stable storage.
+    #[prost(uint64, tag = "3")]
+    pub flushed_end: u64,
+    /// It counts towards the high watermark.
+    #[prost(bool, tag = "4")]
+    pub in_sync: bool,
+    /// It follows at the moment.
+    #[prost(bool, tag = "5")]
+    pub connected: bool,
 }
 
 /// Changes a topic. Either everything that is asked for happens, or nothing.

@@ -78,6 +78,7 @@ fn connection() -> Vec<ApiSamples> {
                 client_name: text("billing"),
                 client_version: text("0.1.0"),
                 namespace: text("eu"),
+                broker: None,
             },
             HandshakeReply {
                 version: 1,
@@ -91,6 +92,8 @@ fn connection() -> Vec<ApiSamples> {
                 authentication_methods: vec![text("scram-sha-256")],
                 principal: text("anonymous"),
                 idle_timeout_ms: 600_000,
+                directory_id: None,
+                broker_epoch: 0,
             },
         ),
         exchange(
@@ -143,6 +146,7 @@ fn topic_description() -> TopicDescription {
         durability: text("fsync"),
         state: text("online"),
         corrupt: vec![CorruptRange { start: 12, end: 14 }],
+        replicas: Vec::new(),
     };
     TopicDescription {
         error: 10,
@@ -171,6 +175,7 @@ fn topics() -> Vec<ApiSamples> {
                 names: vec![text("orders"), text("")],
                 topic_ids: vec![ID, OTHER_ID],
                 all_topics: true,
+                watch: false,
             },
             MetadataReply {
                 cluster_id: Some(OTHER_ID),
@@ -258,7 +263,14 @@ fn subscriptions() -> Vec<ApiSamples> {
                 isolation: Isolation::LogEnd.into(),
                 replica: Some(replica),
             },
-            SubscribeReply { leader_epoch: 7, high_watermark: 80, log_start: 10, log_end: 81 },
+            SubscribeReply {
+                leader_epoch: 7,
+                high_watermark: 80,
+                log_start: 10,
+                log_end: 81,
+                divergence: None,
+                reset: false,
+            },
         ),
         one_way(Push {
             id: 1,

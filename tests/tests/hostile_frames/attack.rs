@@ -216,6 +216,7 @@ fn bodies(topic_id: TopicId) -> Vec<(ApiKey, u16, Vec<u8>)> {
             names: vec![name()],
             topic_ids: vec![topic_id.into()],
             all_topics: false,
+            watch: false,
         }),
         request(&CreateTopicRequest {
             name: name(),

@@ -41,10 +41,19 @@ const GIVEN: [(&str, &[&str]); 9] = [
 
 /// All that the pure crates may depend on.
 const PURE: [(&str, &[&str]); 2] = [
-    ("protocol", &["bytes", "crc32fast", "lz4_flex", "prost", "thiserror", "xxhash-rust", "zstd"]),
+    ("protocol", &["bytes", "crc32fast", "lz4_flex", "prost", "serde", "thiserror", "xxhash-rust", "zstd"]),
     (
         "broker/core",
-        &["bytes", "crc32fast", "highwater-protocol", "humantime", "serde", "thiserror", "xxhash-rust"],
+        &[
+            "bytes",
+            "crc32fast",
+            "highwater-protocol",
+            "humantime",
+            "rmp-serde",
+            "serde",
+            "thiserror",
+            "xxhash-rust",
+        ],
     ),
 ];
 
