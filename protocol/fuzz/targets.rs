@@ -83,7 +83,11 @@ decoders! {
     MetadataRequest, MetadataReply, CreateTopicRequest, CreateTopicReply, DescribeTopicsRequest, DescribeTopicsReply,
     AlterTopicRequest, AlterTopicReply, DeleteTopicRequest, DeleteTopicReply, ProduceRequest, ProduceReply, ProduceCredit,
     ListOffsetsRequest, ListOffsetsReply, ReadRequest, ReadReply, SubscribeRequest, SubscribeReply, Push, Credit,
-    UnsubscribeRequest, UnsubscribeReply, Ended, ReplicaAck,
+    UnsubscribeRequest, UnsubscribeReply, Ended, ReplicaAck, MetadataPush, InitProducerRequest, InitProducerReply,
+    ReplicaResetRequest, ReplicaResetReply, ReplicaReadRequest, ReplicaReadReply, ReplicaChecksumRequest,
+    ReplicaChecksumReply, BootstrapRequest, BootstrapReply, RegisterBrokerRequest, RegisterBrokerReply, HeartbeatRequest,
+    HeartbeatReply, ProposeRequest, ProposeReply, RaftRequest, RaftReply, DescribeClusterRequest, DescribeClusterReply,
+    AlterClusterRequest, AlterClusterReply,
 }
 
 fn body_of_any_message(input: &[u8]) {

@@ -109,7 +109,13 @@ fn bodies(report: &mut Report) {
     of_empty_elements::<ProduceReply>(report, REQUEST);
     of_empty_elements::<ListOffsetsReply>(report, REQUEST);
     of_empty_elements::<Push>(report, REQUEST);
+    of_empty_elements::<BootstrapReply>(report, REQUEST);
+    of_empty_elements::<ReplicaResetReply>(report, REQUEST);
+    of_empty_elements::<ReplicaChecksumReply>(report, REQUEST);
     of_empty_elements::<MetadataReply>(report, REPLY);
+    of_empty_elements::<MetadataPush>(report, REPLY);
+    of_empty_elements::<DescribeClusterReply>(report, REPLY);
+    of_empty_elements::<AlterClusterReply>(report, REPLY);
     of_empty_elements::<DescribeTopicsReply>(report, REPLY);
 
     // The elements may hide one or two levels down.

@@ -109,9 +109,7 @@ macro_rules! requests {
 
 macro_rules! one_ways {
     ($($message:ident = $api:ident),* $(,)?) => {
-        $(impl Body for $message {}
-
-        impl crate::api::OneWay for $message {
+        $(impl crate::api::OneWay for $message {
             const API: crate::api::ApiKey = crate::api::ApiKey::$api;
         })*
     };
@@ -154,13 +152,19 @@ one_ways! {
     MetadataPush = METADATA_PUSH,
 }
 
-macro_rules! replies_of_few_fields {
-    ($($reply:ident),* $(,)?) => {
-        $(impl Body for $reply {})*
+macro_rules! of_few_fields {
+    ($($message:ident),* $(,)?) => {
+        $(impl Body for $message {})*
     };
 }
 
-replies_of_few_fields! {
+of_few_fields! {
+    Goodbye,
+    ProduceCredit,
+    Push,
+    Credit,
+    Ended,
+    ReplicaAck,
     ErrorReply,
     HandshakeReply,
     AuthenticateReply,
@@ -197,6 +201,11 @@ impl Body for AlterClusterReply {
 impl Body for MetadataReply {
     const FIELDS_MAX: usize = REPLY_FIELDS_MAX;
     const NESTED: &'static [Nested] = &[Nested { tag: 5, inside: &[] }];
+}
+
+impl Body for MetadataPush {
+    const FIELDS_MAX: usize = REPLY_FIELDS_MAX;
+    const NESTED: &'static [Nested] = &[Nested { tag: 4, inside: &[] }];
 }
 
 impl Body for DescribeTopicsReply {

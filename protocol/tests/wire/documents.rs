@@ -89,6 +89,7 @@ fn limits_of_the_protocol() {
         ("bytes of a batch header", limits::HEADER_LENGTH_MAX),
         ("headers of a record", limits::RECORD_HEADERS_MAX),
         ("batches in a produce request", limits::PRODUCE_BATCHES_MAX),
+        ("batches of one producer in flight to one partition", limits::PRODUCER_BATCHES_IN_FLIGHT_MAX),
         ("bytes of a topic name", limits::TOPIC_NAME_BYTES_MAX),
         ("bytes of a client name or namespace", limits::NAME_BYTES_MAX),
         ("partitions of a topic", limits::PARTITIONS_MAX as usize),

@@ -2,6 +2,8 @@
 //!
 //! No `..Default::default()` here: a new field must be given a value, which changes the golden bytes, which must be meant.
 
+mod cluster;
+
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
@@ -64,6 +66,7 @@ pub(crate) fn all() -> Vec<ApiSamples> {
     all.extend(topics());
     all.extend(data());
     all.extend(subscriptions());
+    all.extend(cluster::all());
     all
 }
 
@@ -78,7 +81,7 @@ fn connection() -> Vec<ApiSamples> {
                 client_name: text("billing"),
                 client_version: text("0.1.0"),
                 namespace: text("eu"),
-                broker: None,
+                broker: Some(cluster::identity()),
             },
             HandshakeReply {
                 version: 1,
@@ -92,8 +95,8 @@ fn connection() -> Vec<ApiSamples> {
                 authentication_methods: vec![text("scram-sha-256")],
                 principal: text("anonymous"),
                 idle_timeout_ms: 600_000,
-                directory_id: None,
-                broker_epoch: 0,
+                directory_id: Some(OTHER_ID),
+                broker_epoch: 9,
             },
         ),
         exchange(
@@ -110,6 +113,10 @@ fn connection() -> Vec<ApiSamples> {
         exchange(PingRequest {}, PingReply {}),
         one_way(Goodbye { code: 44, message: text("nothing was heard for 600 s") }),
     ]
+}
+
+fn broker_info() -> BrokerInfo {
+    BrokerInfo { node_id: 1, address: text("[::1]:9470"), rack: text("a") }
 }
 
 fn partition_info() -> PartitionInfo {
@@ -146,7 +153,13 @@ fn topic_description() -> TopicDescription {
         durability: text("fsync"),
         state: text("online"),
         corrupt: vec![CorruptRange { start: 12, end: 14 }],
-        replicas: Vec::new(),
+        replicas: vec![ReplicaDescription {
+            node_id: 2,
+            log_end: 40,
+            flushed_end: 30,
+            in_sync: true,
+            connected: true,
+        }],
     };
     TopicDescription {
         error: 10,
@@ -175,13 +188,13 @@ fn topics() -> Vec<ApiSamples> {
                 names: vec![text("orders"), text("")],
                 topic_ids: vec![ID, OTHER_ID],
                 all_topics: true,
-                watch: false,
+                watch: true,
             },
             MetadataReply {
                 cluster_id: Some(OTHER_ID),
                 version: 12,
                 controller: 1,
-                brokers: vec![BrokerInfo { node_id: 1, address: text("[::1]:9470"), rack: text("a") }],
+                brokers: vec![broker_info()],
                 topics: vec![topic_info()],
             },
         ),
@@ -268,8 +281,8 @@ fn subscriptions() -> Vec<ApiSamples> {
                 high_watermark: 80,
                 log_start: 10,
                 log_end: 81,
-                divergence: None,
-                reset: false,
+                divergence: Some(Divergence { epoch: 6, end_offset: 70 }),
+                reset: true,
             },
         ),
         one_way(Push {
