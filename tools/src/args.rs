@@ -1,11 +1,15 @@
 //! The command line: every command, flag and default, as `--help` shows them.
 
+mod cluster;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::parse::{self, From, Separator};
+
+pub(crate) use cluster::{ClusterCommand, DrainArgs, ElectUncleanArgs, RebalanceArgs, VerifyArgs, WaitArgs};
 
 /// A persistent message broker: nothing below the high watermark is ever lost.
 #[derive(Debug, Parser)]
@@ -70,7 +74,7 @@ pub(crate) enum Output {
 pub(crate) enum Command {
     /// Run a broker
     Broker(Box<crate::broker::BrokerArgs>),
-    /// See it work: a broker, real input, a crash in the middle, everything verified
+    /// See it work: three brokers, real input, a leader killed in the middle, everything verified
     Quickstart(QuickstartArgs),
     /// Make, list, describe, change and remove topics
     #[command(subcommand)]
@@ -79,6 +83,11 @@ pub(crate) enum Command {
     Produce(ProduceArgs),
     /// Print the records of a topic, one a line
     Consume(ConsumeArgs),
+    /// Look at a cluster and change it: status, nodes, drain, remove, rebalance
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
+    /// Compare the replicas of a topic with each other, while everything runs
+    Verify(VerifyArgs),
     /// Look into a data directory while no broker runs in it
     #[command(subcommand)]
     Log(LogCommand),
@@ -98,7 +107,7 @@ pub(crate) struct QuickstartArgs {
     /// End when everything is verified, instead of running until Ctrl-C
     #[arg(long)]
     pub(crate) exit: bool,
-    /// Keep the broker's data here [default: a temporary directory, removed at the end]
+    /// Keep the brokers' data here [default: a temporary directory, removed at the end]
     #[arg(long, value_name = "DIR")]
     pub(crate) dir: Option<PathBuf>,
     /// Send this file, one record a line [default: live telemetry of this host from /proc]
@@ -141,7 +150,7 @@ pub(crate) struct TopicCreateArgs {
     /// How many partitions [default: the broker's default]
     #[arg(long, value_name = "N")]
     pub(crate) partitions: Option<u32>,
-    /// How many replicas of each partition [default: the broker's default]
+    /// How many replicas of each partition [default: 3, or as many as there are brokers]
     #[arg(long, value_name = "R")]
     pub(crate) replication: Option<u32>,
     /// A setting, such as durability=fsync, retention_age=7d or retention_bytes=10GiB; may be given again
@@ -173,11 +182,11 @@ pub(crate) struct TopicAlterArgs {
 /// When the broker answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum AcksArg {
-    /// When the record is committed: the only one with which nothing acknowledged is lost
+    /// Synchronous: when every in-sync replica has it; the only one with which nothing acknowledged is lost
     All,
-    /// When the leader has it as durably as the topic asks
+    /// Semi-synchronous: when the leader has it as durably as the topic asks; followers come after
     Leader,
-    /// When the leader has accepted it into its queue
+    /// Asynchronous: when the leader has accepted it into its queue
     None,
 }
 
@@ -315,6 +324,9 @@ pub(crate) struct BenchTopicArgs {
     /// With --create: how many partitions
     #[arg(long, value_name = "N", default_value_t = 1, requires = "create")]
     pub(crate) partitions: u32,
+    /// With --create: how many replicas of each partition [default: 3, or as many as there are brokers]
+    #[arg(long, value_name = "R", requires = "create")]
+    pub(crate) replication: Option<u32>,
     /// With --create: os, interval(100ms) or fsync
     #[arg(long, value_name = "MODE", default_value = "fsync", requires = "create")]
     pub(crate) durability: String,

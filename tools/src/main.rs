@@ -3,6 +3,7 @@
 mod args;
 mod bench;
 mod broker;
+mod cluster;
 mod connect;
 mod consume;
 mod encode;
@@ -15,6 +16,7 @@ mod produce;
 mod quickstart;
 mod ranges;
 mod topic;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -55,6 +57,8 @@ fn run(cli: Cli) -> anyhow::Result<Answer> {
         Command::Topic(command) => runtime.block_on(topic::run(global, command)),
         Command::Produce(args) => runtime.block_on(produce::run(global, args)),
         Command::Consume(args) => runtime.block_on(consume::run(global, args)),
+        Command::Cluster(command) => runtime.block_on(cluster::run(global, command)),
+        Command::Verify(args) => runtime.block_on(verify::run(global, args)),
         Command::Quickstart(args) => runtime.block_on(quickstart::run(global, args)),
         Command::Bench(command) => runtime.block_on(bench::run(global, command)),
         _ => unreachable!("handled above"),

@@ -148,6 +148,8 @@ impl Progress {
                 "{binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left"
             }
             (Unit::Bytes, false) => "{binary_bytes}, {binary_bytes_per_sec}",
+            (Unit::Partitions, true) => "{human_pos} of {human_len} partitions moved,",
+            (Unit::Partitions, false) => "{human_pos} partitions",
         };
         let bar = if total.is_some() { "{bar:30} " } else { "{spinner} " };
         let style = ProgressStyle::with_template(&format!("{bar}{amount} {{msg}}"))
@@ -188,6 +190,8 @@ pub(crate) enum Unit {
     Records,
     /// Bytes.
     Bytes,
+    /// Partitions.
+    Partitions,
 }
 
 /// Seconds with three digits, as JSON shows them.

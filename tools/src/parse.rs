@@ -83,7 +83,7 @@ pub(crate) fn bytes(text: &str) -> Result<u64, String> {
         .find_map(|(unit, shift)| text.strip_suffix(unit).map(|number| (number.trim_end(), *shift)))
         .unwrap_or((text, 0));
     let number: u64 =
-        number.parse().map_err(|_| "expected bytes, such as 65536, 64KiB, 8MiB or 1GiB".to_owned())?;
+        number.parse().map_err(|_| "expected bytes, such as 65536, 64KiB, 50MiB or 1GiB".to_owned())?;
     let bytes = number.checked_mul(1 << shift).ok_or_else(|| format!("{text} is too much"))?;
     if bytes == 0 { Err("expected more than 0 bytes".to_owned()) } else { Ok(bytes) }
 }

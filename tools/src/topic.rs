@@ -54,6 +54,12 @@ async fn create(global: &Global, client: &Client, args: TopicCreateArgs) -> anyh
             let partitions = output::plural(u64::from(created.partitions), "partition", "partitions");
             let replicas = output::plural(u64::from(created.replication), "replica", "replicas");
             output::line(format!("created topic {} with {partitions} of {replicas} each", args.name))?;
+            if created.replication == 2 {
+                output::line(
+                    "with 2 replicas both must be in sync: nothing is committed while one of them is away; 3 go on \
+                     with 2",
+                )?;
+            }
         }
     }
     Ok(Answer::Yes)
@@ -239,6 +245,7 @@ fn partition_json(partition: &PartitionState) -> Value {
         "leader_epoch": metadata.leader_epoch.get(),
         "replicas": nodes(&metadata.replicas),
         "in_sync": nodes(&metadata.in_sync),
+        "eligible": nodes(&metadata.eligible),
         "error": partition.error.as_ref().map(ToString::to_string),
         "log_start": partition.log_start.get(),
         "high_watermark": partition.high_watermark.get(),
@@ -269,14 +276,17 @@ fn details_text(topic: &TopicDetails) -> String {
     text.push_str("\n\n");
     let row = |partition: &PartitionState| {
         let metadata = &partition.metadata;
-        let nodes = |nodes: &[highwater_client::NodeId]| {
-            nodes.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+        let nodes = |nodes: &[highwater_client::NodeId]| match nodes {
+            [] => "-".to_owned(),
+            nodes => nodes.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
         };
         vec![
             metadata.partition.to_string(),
             metadata.leader.map_or_else(|| "-".to_owned(), |node| node.to_string()),
             metadata.leader_epoch.to_string(),
+            nodes(&metadata.replicas),
             nodes(&metadata.in_sync),
+            nodes(&metadata.eligible),
             partition.log_start.to_string(),
             partition.high_watermark.to_string(),
             partition.flushed_end.to_string(),
@@ -292,7 +302,9 @@ fn details_text(topic: &TopicDetails) -> String {
             "PARTITION",
             "LEADER",
             "EPOCH",
+            "REPLICAS",
             "IN SYNC",
+            "ELIGIBLE",
             "LOG START",
             "HIGH WATERMARK",
             "FLUSHED END",

@@ -19,18 +19,23 @@ pub(crate) struct TopicFacts {
 /// Makes the topic if asked to, and asks the broker about it.
 pub(crate) async fn prepare(client: &Client, args: &BenchTopicArgs) -> anyhow::Result<TopicFacts> {
     if args.create {
-        let topic =
-            NewTopic::new(&args.topic).partitions(args.partitions).config("durability", &args.durability);
+        let topic = NewTopic::new(&args.topic)
+            .partitions(args.partitions)
+            .replication(args.replication.unwrap_or(0))
+            .config("durability", &args.durability);
         match client.admin().create_topic(topic).await {
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::TopicExists => {
                 let facts = ask(client, &args.topic).await?;
                 anyhow::ensure!(
                     facts.partitions == args.partitions
+                        && args.replication.is_none_or(|replication| facts.replication == replication)
                         && same_durability(&facts.durability, &args.durability),
-                    "topic {} exists with {} partitions and durability {}; leave out --create to use it, or delete it",
+                    "topic {} exists with {} partitions, replication {} and durability {}; leave out --create to use \
+                     it, or delete it",
                     facts.name,
                     facts.partitions,
+                    facts.replication,
                     facts.durability,
                 );
             }

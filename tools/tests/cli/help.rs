@@ -14,6 +14,15 @@ const COMMANDS: &[&[&str]] = &[
     &["topic", "delete"],
     &["produce"],
     &["consume"],
+    &["cluster"],
+    &["cluster", "status"],
+    &["cluster", "nodes"],
+    &["cluster", "drain"],
+    &["cluster", "remove"],
+    &["cluster", "rebalance"],
+    &["cluster", "throttle"],
+    &["cluster", "elect-unclean"],
+    &["verify"],
     &["log"],
     &["log", "dump"],
     &["log", "verify"],
@@ -71,6 +80,11 @@ fn a_wrong_command_line_ends_with_2_and_says_what_is_right() {
         (&["bench", "produce", "--batch-bytes", "64KB"], "64KiB"),
         (&["topic", "create", "x", "--config", "durability"], "KEY=VALUE"),
         (&["topic", "alter", "x"], "--config"),
+        (&["cluster", "drain", "0"], "1.."),
+        (&["cluster", "throttle", "50MB"], "50MiB"),
+        (&["cluster", "rebalance", "--dry-run", "--cancel"], "--cancel"),
+        (&["cluster", "drain", "3", "--wait", "--no-wait"], "--no-wait"),
+        (&["cluster", "elect-unclean", "x", "0"], "<NODE>"),
         (&["bench", "produce", "--durability", "os"], "--create"),
         #[cfg(not(feature = "zstd"))]
         (&["produce", "x", "--compression", "zstd"], "--features zstd"),
@@ -89,7 +103,15 @@ fn a_wrong_command_line_ends_with_2_and_says_what_is_right() {
 fn no_broker_is_a_failure_that_says_where_and_what_to_do() {
     // Nothing can listen on port 1 without being root, and nothing does.
     let at = ["--bootstrap", "127.0.0.1:1", "--timeout", "200ms"];
-    for arguments in [&["topic", "list"][..], &["consume", "x"], &["produce", "x"], &["bench", "consume"]] {
+    for arguments in [
+        &["topic", "list"][..],
+        &["consume", "x"],
+        &["produce", "x"],
+        &["bench", "consume"],
+        &["cluster", "status"],
+        &["cluster", "drain", "3"],
+        &["verify", "x"],
+    ] {
         let mut command = highwater();
         command.args(arguments).args(at);
         let output = run(command);
