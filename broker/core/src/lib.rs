@@ -4,6 +4,7 @@ pub mod controller;
 pub mod durability;
 pub mod log;
 pub mod nearest;
+pub mod producer;
 pub mod quota;
 pub mod replica;
 pub mod round_robin;

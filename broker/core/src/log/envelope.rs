@@ -87,7 +87,7 @@ pub fn unwrap(magic: [u8; 4], version_max: u16, bytes: &[u8]) -> Result<(u16, &[
 
 /// Reads fields from a payload, checked.
 #[derive(Debug)]
-pub(super) struct Fields<'a>(pub(super) &'a [u8]);
+pub(crate) struct Fields<'a>(pub(crate) &'a [u8]);
 
 impl Fields<'_> {
     fn need(&self, count: usize) -> Result<(), FormatError> {
@@ -97,27 +97,32 @@ impl Fields<'_> {
         Ok(())
     }
 
-    pub(super) fn u8(&mut self) -> Result<u8, FormatError> {
+    pub(crate) fn u8(&mut self) -> Result<u8, FormatError> {
         self.need(1)?;
         Ok(self.0.get_u8())
     }
 
-    pub(super) fn u32(&mut self) -> Result<u32, FormatError> {
+    pub(crate) fn u16(&mut self) -> Result<u16, FormatError> {
+        self.need(2)?;
+        Ok(self.0.get_u16_le())
+    }
+
+    pub(crate) fn u32(&mut self) -> Result<u32, FormatError> {
         self.need(4)?;
         Ok(self.0.get_u32_le())
     }
 
-    pub(super) fn u64(&mut self) -> Result<u64, FormatError> {
+    pub(crate) fn u64(&mut self) -> Result<u64, FormatError> {
         self.need(8)?;
         Ok(self.0.get_u64_le())
     }
 
-    pub(super) fn i64(&mut self) -> Result<i64, FormatError> {
+    pub(crate) fn i64(&mut self) -> Result<i64, FormatError> {
         self.need(8)?;
         Ok(self.0.get_i64_le())
     }
 
-    pub(super) fn bytes16(&mut self) -> Result<[u8; 16], FormatError> {
+    pub(crate) fn bytes16(&mut self) -> Result<[u8; 16], FormatError> {
         self.need(16)?;
         let mut out = [0; 16];
         self.0.copy_to_slice(&mut out);
@@ -125,13 +130,13 @@ impl Fields<'_> {
     }
 
     /// A count of things that take `each` bytes at the least: bounded by what is there, before anything is allocated.
-    pub(super) fn count(&mut self, each: usize) -> Result<usize, FormatError> {
+    pub(crate) fn count(&mut self, each: usize) -> Result<usize, FormatError> {
         let count = self.u32()? as usize;
         self.need(count.saturating_mul(each))?;
         Ok(count)
     }
 
-    pub(super) fn end(&self) -> Result<(), FormatError> {
+    pub(crate) fn end(&self) -> Result<(), FormatError> {
         if self.0.is_empty() { Ok(()) } else { Err(FormatError::Length { have: self.0.len(), need: 0 }) }
     }
 }

@@ -4,6 +4,7 @@ use std::io::{self, IoSlice};
 use std::ops::Range;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use highwater_broker_core::durability::Durability;
 use highwater_broker_core::log::index::SparseIndex;
 use highwater_broker_core::log::manifest::note_epoch;
@@ -211,6 +212,18 @@ impl Log {
 }
 
 impl StampedBatch {
+    /// A batch as its leader wrote it, extensions of the header included. `header` is what its bytes say.
+    ///
+    /// # Panics
+    /// When `batch` is not one whole batch: the caller has decoded it.
+    #[must_use]
+    pub fn from_replicated(mut batch: Bytes, header: BatchHeader) -> Self {
+        assert_eq!(batch.len(), header.length(), "a batch is whole");
+        let mut head = [0; HEADER_LENGTH];
+        head.copy_from_slice(&batch.split_to(HEADER_LENGTH));
+        Self { head, tail: batch, header }
+    }
+
     /// The checksum at the end of the stamped header.
     fn header_crc(&self) -> u32 {
         let [.., a, b, c, d] = self.head;

@@ -36,9 +36,9 @@ pub use suspect::Verified;
 /// A batch with the header that its leader gave it.
 #[derive(Debug, Clone)]
 pub struct StampedBatch {
-    /// The leader's header, without extensions.
+    /// The first bytes of the leader's header: all of it but extensions.
     pub head: [u8; HEADER_LENGTH],
-    /// Everything after `head`.
+    /// Everything after `head`: extensions of the header, then what the producer wrote.
     pub tail: Bytes,
     /// What `head` and `tail` say.
     pub header: BatchHeader,
