@@ -16,5 +16,6 @@ pub mod ids;
 pub mod key_hash;
 pub mod limits;
 pub mod messages;
+pub mod ring;
 pub mod topic_name;
 pub mod varint;

@@ -2,5 +2,6 @@
 
 pub mod command;
 pub mod image;
+pub mod placement;
 pub mod snapshot;
 pub mod topic_config;
