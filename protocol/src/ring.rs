@@ -19,7 +19,7 @@ pub struct Ring<M> {
 impl<M> Ring<M> {
     /// A ring of `members`; `name` is what a member is hashed by, and has to differ between members.
     pub fn new<N: AsRef<[u8]>>(members: Vec<M>, name: impl Fn(&M) -> N) -> Self {
-        let mut points = Vec::with_capacity(members.len().saturating_mul(VIRTUAL_NODES as usize));
+        let mut points = Vec::new();
         for (index, member) in members.iter().enumerate() {
             let name = name(member);
             points.extend((0..VIRTUAL_NODES).map(|seed| (xxh3_64_with_seed(name.as_ref(), seed), index)));
