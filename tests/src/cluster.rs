@@ -43,6 +43,12 @@ pub struct Options {
     pub start_limit: Duration,
     /// Listen on the same port after every start, so that clients find the broker again.
     pub keeps_port: bool,
+    /// Its id in its cluster.
+    pub node_id: u32,
+    /// Where it listens; a port of loopback if absent.
+    pub listen: Option<SocketAddr>,
+    /// A program and its arguments that runs the broker in place of itself, such as in another network namespace.
+    pub launcher: Vec<String>,
 }
 
 impl Default for Options {
@@ -54,6 +60,9 @@ impl Default for Options {
             program: None,
             start_limit: START_LIMIT,
             keeps_port: false,
+            node_id: 1,
+            listen: None,
+            launcher: Vec::new(),
         }
     }
 }
@@ -75,8 +84,8 @@ pub struct Addresses {
 pub struct BrokerProcess {
     child: Option<Child>,
     addresses: Addresses,
-    /// The protocol port asked for; 0: any.
-    port: u16,
+    /// The protocol address asked for; port 0: any.
+    listen: SocketAddr,
     options: Options,
     program: PathBuf,
     data_directory: PathBuf,
@@ -91,6 +100,16 @@ impl BrokerProcess {
     /// When the program cannot be built or started, ends, or does not say in time where it listens; with the end of its
     /// log.
     pub fn start(options: Options) -> Result<Self> {
+        let mut broker = Self::new(options)?;
+        broker.start_again()?;
+        Ok(broker)
+    }
+
+    /// A broker that has its place and its address, and does not run yet.
+    ///
+    /// # Errors
+    /// When the program cannot be built, or there is no free port.
+    pub fn new(options: Options) -> Result<Self> {
         let directory =
             tempfile::Builder::new().prefix("highwater-broker-").tempdir().context("make a directory")?;
         let program = match &options.program {
@@ -98,12 +117,13 @@ impl BrokerProcess {
             None => highwater()?,
         };
         let data_directory = options.data_directory.clone().unwrap_or_else(|| directory.path().join("data"));
-        let nowhere = Addresses { listen: SocketAddr::from(([127, 0, 0, 1], 0)), http: None };
-        let port = if options.keeps_port { free_port()? } else { 0 };
-        let mut broker =
-            Self { child: None, addresses: nowhere, port, options, program, data_directory, directory };
-        broker.start_again()?;
-        Ok(broker)
+        let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let listen = match options.listen {
+            Some(listen) => listen,
+            None => loopback(if options.keeps_port { free_port()? } else { 0 }),
+        };
+        let addresses = Addresses { listen, http: None };
+        Ok(Self { child: None, addresses, listen, options, program, data_directory, directory })
     }
 
     /// Starts the broker again after it has ended, on the same data, and waits until it listens. Returns how long that
@@ -113,9 +133,20 @@ impl BrokerProcess {
     /// As [`BrokerProcess::start`], and when the broker is still running.
     pub fn start_again(&mut self) -> Result<Duration> {
         let start = Instant::now();
-        let port_file = self.spawn()?;
+        self.start_again_unawaited()?;
+        self.await_start()?;
+        Ok(start.elapsed())
+    }
+
+    /// Waits until the broker that was started without waiting listens.
+    ///
+    /// # Errors
+    /// When the broker ends, or does not say in time where it listens; with the end of its log.
+    pub fn await_start(&mut self) -> Result<Addresses> {
+        let port_file = self.port_file();
         let limit = self.options.start_limit;
-        let found = wait::until("the broker says where it listens", limit, || self.started(&port_file));
+        let what = format!("broker {} says where it listens", self.options.node_id);
+        let found = wait::until(&what, limit, || self.started(&port_file));
         match found.and_then(|started| started) {
             Ok(addresses) => self.addresses = addresses,
             Err(error) => {
@@ -123,27 +154,34 @@ impl BrokerProcess {
                 bail!("{error:#}; the end of its log:\n{}", self.log_tail());
             }
         }
-        Ok(start.elapsed())
+        Ok(self.addresses)
     }
 
-    /// Starts the process without waiting for anything: only to kill it while it is starting.
+    /// Where it writes its ports once it is ready.
+    fn port_file(&self) -> PathBuf {
+        self.directory.path().join("ports.json")
+    }
+
+    /// Starts the process without waiting for anything: to kill it while it is starting, or to start others meanwhile.
     ///
     /// # Errors
     /// When the broker is still running, or does not start.
     pub fn start_again_unawaited(&mut self) -> Result<()> {
-        self.spawn().map(drop)
-    }
-
-    /// Starts the process, and returns where it will write its ports.
-    fn spawn(&mut self) -> Result<PathBuf> {
         ensure!(self.child.is_none(), "the broker is still running");
-        let port_file = self.directory.path().join("ports.json");
+        let port_file = self.port_file();
         if let Err(error) = fs::remove_file(&port_file) {
             ensure!(error.kind() == std::io::ErrorKind::NotFound, "remove {}: {error}", port_file.display());
         }
         let log =
             OpenOptions::new().create(true).append(true).open(self.log_path()).context("open the log")?;
-        let mut command = Command::new(&self.program);
+        let mut command = match self.options.launcher.split_first() {
+            None => Command::new(&self.program),
+            Some((launcher, arguments)) => {
+                let mut command = Command::new(launcher);
+                command.args(arguments).arg(&self.program);
+                command
+            }
+        };
         // Settings of whoever runs the tests are not those of this broker.
         for (name, _) in env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("HIGHWATER_")) {
             command.env_remove(name);
@@ -151,8 +189,8 @@ impl BrokerProcess {
         let child = command
             // A test that is killed takes its broker with it: the thread that starts it is the test's own.
             .args(["broker", "--die-with-parent", &std::process::id().to_string()])
-            .args(["--node-id", "1", "--http", "127.0.0.1:0"])
-            .args(["--listen", &format!("127.0.0.1:{}", self.port)])
+            .args(["--node-id", &self.options.node_id.to_string(), "--http", "127.0.0.1:0"])
+            .args(["--listen", &self.listen.to_string()])
             .arg("--data-dir")
             .arg(&self.data_directory)
             .arg("--port-file")
@@ -165,7 +203,7 @@ impl BrokerProcess {
             .spawn()
             .with_context(|| format!("start {}", self.program.display()))?;
         self.child = Some(child);
-        Ok(port_file)
+        Ok(())
     }
 
     /// The addresses, once they are in the port file; an error once the process has ended without them.
@@ -248,6 +286,30 @@ impl BrokerProcess {
         Ok(())
     }
 
+    /// Kills the process without waiting for its end, so that others can be killed at the same moment.
+    ///
+    /// # Errors
+    /// When the broker is not running.
+    pub fn kill9_unawaited(&self) -> Result<()> {
+        self.signal(Signal::KILL)
+    }
+
+    /// Waits until the process ends by itself, as after a refused start, and returns how.
+    ///
+    /// # Errors
+    /// When it still runs after `limit`.
+    pub fn await_end(&mut self, limit: Duration) -> Result<ExitStatus> {
+        let mut child = self.child.take().context("the broker is not running")?;
+        let what = format!("broker {} ends by itself", self.options.node_id);
+        match wait::until(&what, limit, || child.try_wait().transpose()) {
+            Ok(status) => Ok(status?),
+            Err(error) => {
+                self.child = Some(child);
+                bail!("{error:#}; the end of its log:\n{}", self.log_tail())
+            }
+        }
+    }
+
     /// Asks the process to end (SIGTERM) and waits for it.
     ///
     /// # Errors
@@ -314,6 +376,18 @@ impl BrokerProcess {
         Ok(())
     }
 
+    /// Copies the log to where it outlives this value; with `HIGHWATER_KEEP` set, the data stays too.
+    fn keep(&mut self) -> Result<PathBuf> {
+        let kept = env::temp_dir().join("highwater-failed");
+        fs::create_dir_all(&kept)?;
+        let kept = kept.join(format!("{}-node-{}.log", std::process::id(), self.options.node_id));
+        fs::copy(self.log_path(), &kept)?;
+        if env::var_os("HIGHWATER_KEEP").is_some() {
+            self.directory.disable_cleanup(true);
+        }
+        Ok(kept)
+    }
+
     fn log_path(&self) -> PathBuf {
         self.directory.path().join("broker.log")
     }
@@ -346,7 +420,12 @@ impl Drop for BrokerProcess {
     )]
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("--- the end of the broker's log ---\n{}---", self.log_tail());
+            let node = self.options.node_id;
+            eprintln!("--- the end of the log of broker {node} ---\n{}---", self.log_tail());
+            match self.keep() {
+                Ok(kept) => eprintln!("the whole log of broker {node} is in {}", kept.display()),
+                Err(error) => eprintln!("the log of broker {node} is lost: {error:#}"),
+            }
         }
         if let Err(error) = self.kill9() {
             eprintln!("the broker may be left behind: {error:#}");
@@ -356,7 +435,10 @@ impl Drop for BrokerProcess {
 
 /// A port that nobody uses, below those that the system gives to outgoing connections: a client that keeps connecting to
 /// one of those would in the end be connected to itself.
-fn free_port() -> Result<u16> {
+///
+/// # Errors
+/// When a thousand ports were tried in vain.
+pub fn free_port() -> Result<u16> {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let first = u16::try_from(std::process::id() % 10_000).unwrap_or_default();
     (0..1000)

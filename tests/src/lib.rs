@@ -1,8 +1,11 @@
 //! What the tests of Highwater stand on: brokers as real processes, bad links and disks, a checker of histories, and a
 //! simulated disk.
 
+pub mod brokers;
 pub mod cluster;
 pub mod failing_flush;
+pub mod lossy;
+pub mod namespaces;
 pub mod oracle;
 pub mod peer;
 pub mod proxy;

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
+use crate::sim::random::Random;
+
 /// How often a condition is looked at.
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -55,6 +57,12 @@ pub async fn within<T>(what: &str, limit: Duration, future: impl Future<Output =
         Ok(value) => Ok(value),
         Err(_) => bail!("waited {limit:?} in vain: {what}"),
     }
+}
+
+/// Lets a random time below `most` pass: not for anything to happen, but so that a fault strikes at any moment.
+pub async fn random_moment(random: &mut Random, most: Duration) {
+    let micros = u64::try_from(most.as_micros()).unwrap_or(u64::MAX);
+    tokio::time::sleep(Duration::from_micros(random.below(micros))).await;
 }
 
 #[cfg(test)]

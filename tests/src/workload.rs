@@ -1,6 +1,9 @@
 //! Records that know who sent them, producers that keep count, and readers that check: what the process tests put
 //! through a broker, for [`oracle`](crate::oracle) to judge.
 
+mod steady;
+mod watcher;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,7 +15,9 @@ use highwater_client::{
 };
 use tokio::task::JoinHandle;
 
-use crate::oracle::{Outcome, Pass, Record};
+pub use self::steady::{Steady, SteadyOptions, micros_histogram};
+pub use self::watcher::{Seen, Watcher};
+use crate::oracle::{self, History, Outcome, Pass, Record, Summary};
 use crate::wait;
 
 /// Bytes of a value before its filling: who sent it and its number.
@@ -24,6 +29,16 @@ const READ_LIMIT: Duration = Duration::from_secs(120);
 
 /// How long a producer waits after a refusal.
 const REFUSED_PAUSE: Duration = Duration::from_millis(2);
+
+/// A number from the environment, for tests that can be longer or different.
+///
+/// # Panics
+/// When it is not a number.
+#[must_use]
+pub fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name)
+        .map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
+}
 
 /// The value of a record: its name and a filling that depends on it, of a length that depends on it too.
 #[must_use]
@@ -101,6 +116,33 @@ pub async fn read(client: &Client, topic: &str, partition: PartitionId, from: Op
 
 /// What became of the records of one partition.
 pub type Outcomes = BTreeMap<Record, Outcome>;
+
+/// Reads every partition of a topic from its start, and asks the oracle about everything that was sent and read before.
+///
+/// # Errors
+/// When reading fails, or with the first violations.
+pub async fn judge(
+    client: &Client,
+    topic: &str,
+    sent: BTreeMap<u32, Outcomes>,
+    mut passes: BTreeMap<u32, Vec<Pass>>,
+) -> Result<Summary> {
+    let mut summary = Summary::default();
+    for (partition, sent) in sent {
+        let mut passes = passes.remove(&partition).unwrap_or_default();
+        passes.push(read(client, topic, PartitionId(partition), None).await?);
+        match oracle::check(&History { sent, passes }) {
+            Ok(counts) => summary += counts,
+            Err(found) => {
+                let shown: Vec<_> = found.iter().take(20).map(ToString::to_string).collect();
+                let (count, shown) = (found.len(), shown.join("\n"));
+                anyhow::bail!("{topic} partition {partition}: {count} violations:\n{shown}");
+            }
+        }
+    }
+    ensure!(passes.is_empty(), "partitions were read that nobody wrote to");
+    Ok(summary)
+}
 
 /// Producers at work, until they are told to stop.
 #[derive(Debug)]
