@@ -2,6 +2,7 @@
 
 pub mod command;
 pub mod image;
+pub mod liveness;
 pub mod placement;
 pub mod snapshot;
 pub mod topic_config;
