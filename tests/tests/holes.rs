@@ -6,9 +6,9 @@
 use std::path::Path;
 
 use highwater_broker_core::durability::Durability;
-use highwater_broker_core::replica::{Condition, Input, Replica, Start};
+use highwater_broker_core::replica::{Assignment, Condition, Input, Opened, Replica};
 use highwater_broker_core::time::Mono;
-use highwater_protocol::ids::{LeaderEpoch, NodeId, Offset};
+use highwater_protocol::ids::{BrokerEpoch, LeaderEpoch, NodeId, Offset};
 use highwater_protocol::messages::Stage;
 use highwater_tests::sim::disk::FaultKind;
 use highwater_tests::sim::log_files::{Place, places};
@@ -228,22 +228,21 @@ fn h26_nothing_is_acknowledged_but_through_the_flush_gate() {
     for seed in 0..60 {
         let mut world = LogWorld::new(seed);
         let mut out = Vec::new();
-        let mut replica = Replica::lead(
-            Start {
-                node: NodeId(1),
-                epoch: LeaderEpoch(1),
-                replication: 1,
-                min_in_sync: 1,
-                durability_wanted: Durability::Fsync,
-                durability_effective: Durability::Fsync,
-                log_end: Offset(0),
-                flushed_end: Offset(0),
-                high_watermark: Offset(0),
-                log_generation: world.log().log_generation(),
-                append_time: 0,
-            },
-            &mut out,
-        );
+        let (own_epoch, fsync) = (BrokerEpoch(1), Durability::Fsync);
+        let mut replica = Replica::open(Opened {
+            node: NodeId(1),
+            log_start: Offset(0),
+            log_end: Offset(0),
+            flushed_end: Offset(0),
+            high_watermark: Offset(0),
+            log_generation: world.log().log_generation(),
+            append_time: 0,
+            epochs: Vec::new(),
+            durability_wanted: fsync,
+            durability_effective: fsync,
+        });
+        let assignment = Assignment::alone(NodeId(1), own_epoch, LeaderEpoch(1), fsync, fsync);
+        replica.step(Mono(0), Input::Assigned { assignment, own_epoch }, &mut out);
         for _ in 0..12 {
             world.append(2, 700).unwrap();
             let end = world.log().log_end();

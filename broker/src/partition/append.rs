@@ -125,7 +125,7 @@ impl Worker {
                 format!(
                     "partition {} has {} replicas in sync, fewer than its min_in_sync",
                     self.shared.partition,
-                    self.replica.in_sync().count()
+                    self.replica.in_sync_count()
                 ),
             ));
         }

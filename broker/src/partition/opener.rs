@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use highwater_broker_core::controller::image::Topic;
 use highwater_broker_core::log::recovery::Verdict;
-use highwater_broker_core::replica::{Replica, Start};
+use highwater_broker_core::replica::{Assignment, Input, Opened, Replica};
 use highwater_protocol::error_code::ErrorCode;
-use highwater_protocol::ids::{LeaderEpoch, TopicPartition};
+use highwater_protocol::ids::{BrokerEpoch, LeaderEpoch, TopicPartition};
 use tracing::{debug, error, info, warn};
 
 use super::handle::{Closed, PartitionHandle, Shared, Status};
@@ -86,21 +86,25 @@ impl Opener {
         let (log, report) = opened.map_err(|error| not_opened(partition, &error))?;
         report_recovery(topic, partition, &report, &self.services.metrics);
         let epoch = self.epoch_above(partition, log.last_epoch()).await?;
-        let start = Start {
+        let opened = Opened {
             node: self.services.node_id,
-            epoch,
-            replication: topic.replication,
-            min_in_sync: topic.config.min_in_sync_of(topic.replication),
-            durability_wanted: wanted,
-            durability_effective: effective,
+            log_start: log.log_start(),
             log_end: log.log_end(),
             flushed_end: log.flushed_end(),
             high_watermark: log.log_start(),
             log_generation: log.log_generation(),
             append_time: log.last_append_time(),
+            epochs: log.epochs().to_vec(),
+            durability_wanted: wanted,
+            durability_effective: effective,
         };
         let mut outputs = Vec::new();
-        let replica = Replica::lead(start, &mut outputs);
+        let mut replica = Replica::open(opened);
+        let (node, own_epoch) = (self.services.node_id, BrokerEpoch(0));
+        let mut assignment = Assignment::alone(node, own_epoch, epoch, effective, wanted);
+        assignment.min_in_sync = topic.config.min_in_sync_of(topic.replication);
+        let now = self.services.clock.mono();
+        replica.step(now, Input::Assigned { assignment, own_epoch }, &mut outputs);
         let services = Arc::clone(&self.services);
         let mut worker = Worker::new(Arc::clone(&shared), services, log, replica, topic.config.clone());
         // Whoever finds the handle finds it ready: the task may not run for a while.

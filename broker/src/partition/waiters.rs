@@ -122,9 +122,9 @@ mod tests {
 
     use bytes::BytesMut;
     use highwater_broker_core::durability::Durability;
-    use highwater_broker_core::replica::{Input, Start};
+    use highwater_broker_core::replica::{Assignment, Input, Opened};
     use highwater_protocol::frame::Splitter;
-    use highwater_protocol::ids::{CorrelationId, LeaderEpoch, NodeId};
+    use highwater_protocol::ids::{BrokerEpoch, CorrelationId, LeaderEpoch, NodeId};
     use highwater_protocol::messages::{ProduceReply, Stage};
 
     use super::super::ticket::tickets;
@@ -132,20 +132,21 @@ mod tests {
     use crate::server::outbox::{Contents, Outbox};
 
     fn replica() -> Replica {
-        let start = Start {
+        let mut replica = Replica::open(Opened {
             node: NodeId(1),
-            epoch: LeaderEpoch(1),
-            replication: 1,
-            min_in_sync: 1,
-            durability_wanted: Durability::Fsync,
-            durability_effective: Durability::Fsync,
+            log_start: Offset(0),
             log_end: Offset(0),
             flushed_end: Offset(0),
             high_watermark: Offset(0),
             log_generation: 0,
             append_time: 0,
-        };
-        let mut replica = Replica::lead(start, &mut Vec::new());
+            epochs: Vec::new(),
+            durability_wanted: Durability::Fsync,
+            durability_effective: Durability::Fsync,
+        });
+        let (own_epoch, fsync) = (BrokerEpoch(1), Durability::Fsync);
+        let assignment = Assignment::alone(NodeId(1), own_epoch, LeaderEpoch(1), fsync, fsync);
+        replica.step(Mono(0), Input::Assigned { assignment, own_epoch }, &mut Vec::new());
         replica.step(Mono(0), Input::Appended { log_end: Offset(9), append_time: 5 }, &mut Vec::new());
         replica
     }

@@ -12,7 +12,7 @@ use highwater_broker_core::controller::topic_config::TopicConfig;
 use highwater_broker_core::durability::Durability;
 use highwater_broker_core::replica::{Health, Input, Output, Replica};
 use highwater_broker_core::time::{Mono, Wall};
-use highwater_protocol::ids::Offset;
+use highwater_protocol::ids::{BrokerEpoch, LeaderEpoch, Offset};
 use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
@@ -200,14 +200,27 @@ impl Worker {
                     }
                 }
                 Output::VerifyLog => self.suspect(),
-                Output::Resumed { epoch, log_end } => {
+                Output::Resumed { log_end } => {
                     info!(
-                        topic = self.shared.topic, partition = %self.shared.partition,
-                        epoch = epoch.get(), log_end = log_end.get(),
+                        topic = self.shared.topic, partition = %self.shared.partition, log_end = log_end.get(),
                         "the log is verified, the partition serves again"
                     );
                     self.services.metrics.partitions_suspect.dec();
                 }
+                Output::StartLeading { .. } => {}
+                Output::StopLeading => {
+                    self.waiters
+                        .fail_all("the replica leads no longer, so it is not known what became of the batch");
+                }
+                // Of replicas that have others beside them.
+                Output::Propose { .. }
+                | Output::Subscribe { .. }
+                | Output::Unsubscribe
+                | Output::Append
+                | Output::Truncate { .. }
+                | Output::Reset
+                | Output::SendAck { .. }
+                | Output::Report(_) => {}
             }
         }
         self.outputs = outputs;
@@ -258,7 +271,8 @@ impl Worker {
                 let log_generation = worker.log.log_generation();
                 let log_end = worker.log.log_end();
                 worker.recount_bytes = true;
-                worker.step(now, Input::Verified { epoch, log_generation, log_end });
+                worker.step(now, Input::Verified { log_generation, log_end });
+                worker.lead_anew(now, epoch);
                 worker.end_readers_past_the_end();
             }
             Err(error) => {
@@ -273,6 +287,14 @@ impl Worker {
         Some(worker)
     }
 
+    /// A log that was suspect leads in a new epoch only.
+    fn lead_anew(&mut self, now: Mono, epoch: LeaderEpoch) {
+        if let Some(mut assignment) = self.replica.assignment().cloned() {
+            assignment.epoch = epoch;
+            self.step(now, Input::Assigned { assignment, own_epoch: BrokerEpoch(0) });
+        }
+    }
+
     fn maintain(&mut self, now: Wall) {
         if self.replica.health() != Health::Online {
             return;
@@ -281,6 +303,9 @@ impl Worker {
         let (topic, partition) = (&self.shared.topic, self.shared.partition);
         match self.log.maintain(now, self.replica.high_watermark()) {
             Ok(maintained) => {
+                let mono = self.services.clock.mono();
+                let log_start = self.log.log_start();
+                self.replica.step(mono, Input::LogStart { log_start }, &mut self.outputs);
                 for hole in &maintained.new_holes {
                     error!(
                         topic, %partition, start = %hole.start, end = %hole.end,

@@ -1,249 +1,179 @@
-//! One replica of a partition as a machine: what may be acknowledged, what may be read, and what a flush, a failed flush
-//! or a changed durability does to both.
+//! One replica of a partition as a machine: whom it leads or follows, what may be acknowledged, what may be read, and
+//! what elections, restarts, flushes, failed flushes and a changed durability do to all of it.
 //!
 //! The chain that holds at all times: accepted ≤ written ≤ flushed for each batch; for the replica
 //! `flushed end <= log end` and `high watermark <= log end`. The high watermark never moves back while the log keeps
 //! what it has.
+//!
+//! The rules, each with a test that fails without it:
+//! 1. Where a follower's log is cut is decided by the history of epochs, never by a high watermark; nothing below the
+//!    high watermark is cut, unless the records were lost by a durability that allows it or by an operator's decision.
+//! 2. Everything between a leader and a follower names the epoch, in both directions; what names another one is dropped.
+//!    Acknowledgements name the session and the registration too.
+//! 3. The high watermark is the least end over the *maximal* in-sync set: decided, and proposed to be added. It stands
+//!    still while fewer than `min_in_sync` are decided.
+//! 4. A follower joins when its end that counts has reached the high watermark and the start of the epoch. It leaves
+//!    when the controller decided so, not before.
+//! 5. A process leads only what was given to its present registration, and never twice in an epoch.
+//! 6. A leader is ready when the high watermark has reached the start of its epoch.
 
 mod durability_change;
+mod epochs;
+mod follower;
 mod in_sync;
+mod leader;
+mod stamper;
+mod subscribe;
+mod types;
 
-use highwater_protocol::batch::LeaderStamp;
-use highwater_protocol::ids::{LeaderEpoch, NodeId, Offset};
+use highwater_protocol::ids::{BrokerEpoch, LeaderEpoch, NodeId, Offset};
 use highwater_protocol::messages::Stage;
 
 use crate::durability::Durability;
-use crate::time::{Mono, Wall};
+use crate::time::Mono;
 
 use durability_change::DurabilityChange;
-pub use in_sync::{Ends, InSyncSet};
+use epochs::EpochHistory;
+use follower::{FETCH_PAUSE, Follower, REFUSED_PAUSE};
+pub use in_sync::{Ends, InSyncSet, REPLICA_LAG_MAX};
+use leader::Leader;
+pub use leader::PROPOSAL_PAUSE;
+pub use stamper::Stamper;
+pub use subscribe::{SubscribeCheck, SubscribeRefusal, Subscribed, Subscriber};
+pub use types::{
+    Assignment, Condition, FetchedBatch, Health, Input, Opened, Output, Problem, Reached, ReplicaProgress,
+    Role,
+};
 
-/// What the log and the metadata say about a partition when its replica starts to lead.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Start {
-    /// This broker.
-    pub node: NodeId,
-    /// The epoch that it leads in; above every epoch in the log.
-    pub epoch: LeaderEpoch,
-    /// Replicas that the partition is assigned.
-    pub replication: u32,
-    /// In-sync replicas without which nothing is committed.
-    pub min_in_sync: u32,
-    /// What the topic asks for.
-    pub durability_wanted: Durability,
-    /// What is recorded as holding.
-    pub durability_effective: Durability,
-    /// Next offset to write.
-    pub log_end: Offset,
-    /// Next offset that is not on stable storage. After recovery: the log end.
-    pub flushed_end: Offset,
-    /// The high watermark that is known from before, at least the last `durable_end`.
-    pub high_watermark: Offset,
-    /// Counts truncations and resets of the log.
-    pub log_generation: u64,
-    /// The append time of the last batch, 0 if there is none.
-    pub append_time: i64,
-}
-
-/// What happens to a replica.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Input {
-    /// The log took batches: they are in the page cache.
-    Appended {
-        /// Next offset to write.
-        log_end: Offset,
-        /// Of the last batch.
-        append_time: i64,
-    },
-    /// A flush is over.
-    Flushed {
-        /// The log's generation when the flush began.
-        log_generation: u64,
-        /// Everything below is on stable storage.
-        upto: Offset,
-    },
-    /// A flush failed: what was written since the last good one may be gone although it can still be read.
-    FlushFailed {
-        /// The log's generation when the flush began.
-        log_generation: u64,
-    },
-    /// The log was verified past the page cache and cut to what is there; it leads again, in a new epoch.
-    Verified {
-        /// The epoch that it leads in from here on.
-        epoch: LeaderEpoch,
-        /// The log's generation now.
-        log_generation: u64,
-        /// Next offset to write; everything below is on stable storage.
-        log_end: Offset,
-    },
-    /// The topic asks for this durability now.
-    DurabilityWanted(Durability),
-    /// This durability is recorded as the one that holds.
-    DurabilityRecorded(Durability),
-    /// In-sync replicas without which nothing is committed, from here on.
-    MinInSync(u32),
-}
-
-/// What the shell has to do.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Output {
-    /// Readers may see everything below; waiters for it are answered.
-    HighWatermark(Offset),
-    /// Waiters for the leader's own flush are answered.
-    FlushedEnd(Offset),
-    /// Record that this durability holds, then give `DurabilityRecorded` back.
-    RecordDurability(Durability),
-    /// Flush by this durability from here on.
-    FlushBy(Durability),
-    /// Mark the log suspect and verify it past the page cache, then give `Verified` back. Every waiter is told that the
-    /// outcome of its batch is not known.
-    VerifyLog,
-    /// Leads again after verification. Readers start over if they are past the log end.
-    Resumed {
-        /// The new epoch.
-        epoch: LeaderEpoch,
-        /// The log end, which may lie below an offset that was readable, when the topic does not wait for flushes.
-        log_end: Offset,
-    },
-}
-
-/// What a producer waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Condition {
-    /// Everything below is committed.
-    Committed(Offset),
-    /// Everything below has reached the stage that the topic asks for, on the leader.
-    LeaderStage(Offset),
-}
-
-/// What an acknowledgement says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Reached {
-    /// The least stage over the replicas counted.
-    pub stage: Stage,
-    /// How many replicas had reached it.
-    pub replicas_counted: u32,
-    /// How many replicas the partition has.
-    pub replicas_total: u32,
-}
-
-/// Whether the replica's log can be relied on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Health {
-    /// Yes.
-    Online,
-    /// A flush failed; nothing is appended, acknowledged or committed until the log has been verified.
-    Suspect,
-}
-
-/// A replica that leads its partition.
+/// A replica of a partition.
 #[derive(Debug, Clone)]
 pub struct Replica {
     node: NodeId,
-    epoch: LeaderEpoch,
-    /// The log end when this epoch began.
-    epoch_start: Offset,
-    replication: u32,
-    min_in_sync: u32,
-    log_generation: u64,
+    /// The registration that this broker runs under.
+    own_epoch: BrokerEpoch,
+    assignment: Option<Assignment>,
+    log_start: Offset,
     ends: Ends,
-    high_watermark: Offset,
+    log_generation: u64,
     append_time: i64,
-    in_sync: InSyncSet,
+    epochs: EpochHistory,
+    high_watermark: Offset,
     durability: DurabilityChange,
     health: Health,
+    /// The log is being cut or replaced.
+    cutting: bool,
+    /// It must not lead in this epoch or an earlier one: its log may have lost what it wrote in it.
+    spoilt_epoch: Option<LeaderEpoch>,
+    state: State,
+}
+
+#[derive(Debug, Clone)]
+enum State {
+    Idle,
+    Leader(Leader),
+    Follower(Follower),
+}
+
+/// What the assignment wants of this replica.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Duty {
+    Nothing,
+    Lead(LeaderEpoch),
+    Follow(NodeId, LeaderEpoch),
 }
 
 impl Replica {
-    /// Starts to lead. `out` receives what follows from it.
-    ///
-    /// # Panics
-    /// When the ends contradict each other: the caller got them from one log.
+    /// The replica of a log that has been opened. It does nothing until it is assigned.
     #[must_use]
-    pub fn lead(start: Start, out: &mut Vec<Output>) -> Self {
-        let ends = Ends { log_end: start.log_end, flushed_end: start.flushed_end };
-        let mut replica = Self {
-            node: start.node,
-            epoch: start.epoch,
-            epoch_start: start.log_end,
-            replication: start.replication,
-            min_in_sync: start.min_in_sync,
-            log_generation: start.log_generation,
-            ends,
-            high_watermark: start.high_watermark.min(start.log_end),
-            append_time: start.append_time,
-            in_sync: InSyncSet::alone(start.node, ends),
-            durability: DurabilityChange::new(start.durability_effective),
+    pub fn open(opened: Opened) -> Self {
+        let replica = Self {
+            node: opened.node,
+            own_epoch: BrokerEpoch(0),
+            assignment: None,
+            log_start: opened.log_start,
+            ends: Ends { log_end: opened.log_end, flushed_end: opened.flushed_end },
+            log_generation: opened.log_generation,
+            append_time: opened.append_time,
+            epochs: EpochHistory::new(opened.epochs),
+            high_watermark: opened.high_watermark.min(opened.log_end),
+            durability: DurabilityChange::new(opened.durability_wanted, opened.durability_effective),
             health: Health::Online,
+            cutting: false,
+            spoilt_epoch: None,
+            state: State::Idle,
         };
-        replica.durability.want(start.durability_wanted, replica.flushed_past_watermark(), out);
-        replica.advance(out);
         replica.check_invariants();
         replica
     }
 
     /// Takes one input and appends what follows from it to `out`.
-    pub fn step(&mut self, _now: Mono, input: Input, out: &mut Vec<Output>) {
+    ///
+    /// # Panics
+    /// When an input about the log contradicts what the log said before: a defect of the shell.
+    pub fn step(&mut self, now: Mono, input: Input, out: &mut Vec<Output>) {
         match input {
-            Input::Appended { log_end, append_time } => self.appended(log_end, append_time, out),
-            Input::Flushed { log_generation, upto } => self.flushed(log_generation, upto, out),
-            Input::FlushFailed { log_generation } => {
-                if log_generation == self.log_generation && self.health == Health::Online {
-                    self.health = Health::Suspect;
-                    out.push(Output::VerifyLog);
+            Input::Assigned { assignment, own_epoch } => self.assigned(now, assignment, own_epoch, out),
+            Input::Appended { log_end, append_time } => self.appended(now, log_end, append_time, out),
+            Input::Flushed { log_generation, upto } => self.flushed(now, log_generation, upto, out),
+            Input::FlushFailed { log_generation } => self.flush_failed(now, log_generation, out),
+            Input::Verified { log_generation, log_end } => self.verified(now, log_generation, log_end, out),
+            Input::LogStart { log_start } => self.log_start_moved(log_start),
+            Input::DurabilityWanted(wanted) => self.durability.want(wanted, out),
+            Input::DurabilityRecorded(recorded) => self.durability.recorded(recorded, out),
+            Input::MinInSync(count) => {
+                if let Some(assignment) = &mut self.assignment {
+                    assignment.min_in_sync = count;
                 }
             }
-            Input::Verified { epoch, log_generation, log_end } => {
-                self.verified(epoch, log_generation, log_end, out);
+            Input::SessionOpened { session, node, broker_epoch, log_end } => {
+                self.session_opened(now, session, (node, broker_epoch), log_end);
             }
-            Input::DurabilityWanted(wanted) => {
-                self.durability.want(wanted, self.flushed_past_watermark(), out);
-                self.advance(out);
+            Input::Acked { session, leader_epoch, broker_epoch, ends } => {
+                self.acked(now, session, leader_epoch, broker_epoch, ends);
             }
-            Input::DurabilityRecorded(recorded) => {
-                self.durability.recorded(recorded, self.flushed_past_watermark(), out);
-                self.advance(out);
+            Input::SessionClosed { session } => self.session_closed(now, session),
+            Input::ProposalRefused { version } => self.proposal_refused(now, version),
+            Input::Following { leader_epoch, high_watermark } => {
+                self.following(now, leader_epoch, high_watermark, out);
             }
-            Input::MinInSync(count) => {
-                self.min_in_sync = count;
-                self.advance(out);
+            Input::Fetched { batches, leader_epoch, high_watermark } => {
+                self.fetched(now, &batches, leader_epoch, high_watermark, out);
             }
+            Input::Diverged { epoch, end_offset } => self.diverged(now, epoch, end_offset, out),
+            Input::ResetOffered { log_start } => self.reset_offered(now, log_start, out),
+            Input::Truncated { log_generation, log_end, flushed_end } => {
+                self.truncated(now, log_generation, Ends { log_end, flushed_end }, out);
+            }
+            Input::WasReset { log_generation, log_start, epochs } => {
+                self.was_reset(now, log_generation, log_start, epochs, out);
+            }
+            Input::LinkLost => self.link_lost(now, out),
+            Input::Tick => {}
         }
+        self.go_on(now, out);
         self.check_invariants();
     }
 
-    /// When [`Replica::step`] has to be called although nothing happened. A leader on its own waits for nothing.
+    /// When [`Replica::step`] has to be called with `Tick` although nothing happened.
     #[must_use]
-    pub const fn next_deadline(&self) -> Option<Mono> {
-        None
-    }
-
-    /// Begins an append: the stamps of the batches that are written next, one after another.
-    #[must_use]
-    pub fn stamper(&self, now: Wall) -> Stamper {
-        Stamper {
-            next: LeaderStamp {
-                leader_flags: 0,
-                base_offset: self.ends.log_end,
-                leader_epoch: self.epoch,
-                append_time: now.0.max(self.append_time),
-                durable_end: self.high_watermark.min(self.in_sync.least_flushed()),
-            },
+    pub fn next_deadline(&self) -> Option<Mono> {
+        match &self.state {
+            State::Idle => None,
+            State::Leader(leader) => leader.next_deadline(self.durability.gate()),
+            State::Follower(follower) => follower.next_deadline(),
         }
     }
 
     /// The gate that every acknowledgement goes through: what may be said about `condition` now, or `None` while it is
-    /// not reached.
+    /// not reached, or while this replica does not lead.
     #[must_use]
     pub fn reached(&self, condition: Condition) -> Option<Reached> {
-        if self.health != Health::Online {
-            return None;
-        }
+        let State::Leader(leader) = &self.state else { return None };
         match condition {
             Condition::Committed(end) => (end <= self.high_watermark).then(|| Reached {
-                stage: stage_of(self.in_sync.least_flushed(), end),
-                replicas_counted: self.in_sync.written_count(end),
-                replicas_total: self.replication,
+                stage: stage_of(leader.set.least_flushed(), end),
+                replicas_counted: leader.set.written_count(end),
+                replicas_total: self.replication(),
             }),
             Condition::LeaderStage(end) => {
                 let reached = end <= self.ends.counted(self.durability.gate())
@@ -251,19 +181,42 @@ impl Replica {
                 reached.then(|| Reached {
                     stage: stage_of(self.ends.flushed_end, end),
                     replicas_counted: 1,
-                    replicas_total: self.replication,
+                    replicas_total: self.replication(),
                 })
             }
         }
     }
 
-    /// The epoch that it leads in.
+    /// What it does for its partition.
     #[must_use]
-    pub const fn epoch(&self) -> LeaderEpoch {
-        self.epoch
+    pub const fn role(&self) -> Role {
+        match self.state {
+            State::Idle => Role::Idle,
+            State::Leader(_) => Role::Leader,
+            State::Follower(_) => Role::Follower,
+        }
     }
 
-    /// Next offset that is not committed.
+    /// Who leads, as far as this replica knows.
+    #[must_use]
+    pub fn leader(&self) -> Option<NodeId> {
+        self.assignment.as_ref().and_then(|assignment| assignment.leader)
+    }
+
+    /// The epoch that the partition is in, as far as this replica knows; the one that it leads in if it leads.
+    #[must_use]
+    pub fn epoch(&self) -> LeaderEpoch {
+        let assigned = self.assignment.as_ref().map(|assignment| assignment.epoch);
+        assigned.or(self.epochs.last()).unwrap_or_default()
+    }
+
+    /// The partition as it was decided, if that is known.
+    #[must_use]
+    pub const fn assignment(&self) -> Option<&Assignment> {
+        self.assignment.as_ref()
+    }
+
+    /// Next offset that is not known to be committed.
     #[must_use]
     pub const fn high_watermark(&self) -> Offset {
         self.high_watermark
@@ -271,14 +224,21 @@ impl Replica {
 
     /// How many replicas the partition has.
     #[must_use]
-    pub const fn replication(&self) -> u32 {
-        self.replication
+    pub fn replication(&self) -> u32 {
+        // Far fewer than there are brokers, whose ids are u32.
+        self.assignment.as_ref().map_or(1, |assignment| assignment.replicas.len() as u32)
     }
 
     /// Its own ends.
     #[must_use]
     pub const fn ends(&self) -> Ends {
         self.ends
+    }
+
+    /// First offset of its log.
+    #[must_use]
+    pub const fn log_start(&self) -> Offset {
+        self.log_start
     }
 
     /// The log generation that flush completions must name.
@@ -305,22 +265,56 @@ impl Replica {
         self.durability.gate()
     }
 
-    /// Who is in sync.
+    /// Who is in sync, as its leader knows it; `None` if it does not lead.
     #[must_use]
-    pub const fn in_sync(&self) -> &InSyncSet {
-        &self.in_sync
+    pub const fn in_sync(&self) -> Option<&InSyncSet> {
+        match &self.state {
+            State::Leader(leader) => Some(&leader.set),
+            _ => None,
+        }
     }
 
-    /// Whether requests that need the end can be answered: the high watermark has reached the start of the epoch.
+    /// How many replicas are in sync, as decided.
+    #[must_use]
+    pub fn in_sync_count(&self) -> u32 {
+        self.assignment.as_ref().map_or(0, |assignment| assignment.in_sync.len() as u32)
+    }
+
+    /// How far every replica is, as its leader knows it; empty if it does not lead.
+    #[must_use]
+    pub fn progress(&self) -> Vec<ReplicaProgress> {
+        let (Some(set), Some(assignment)) = (self.in_sync(), &self.assignment) else { return Vec::new() };
+        let of = |node: &NodeId| ReplicaProgress {
+            node: *node,
+            ends: set.ends(*node),
+            in_sync: set.contains(*node),
+            connected: set.is_connected(*node),
+        };
+        assignment.replicas.iter().map(of).collect()
+    }
+
+    /// Whether it leads and requests that need the end can be answered: the high watermark has reached the start of the
+    /// epoch, so that everything committed before is known to be.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.health == Health::Online && self.high_watermark >= self.epoch_start
+        match &self.state {
+            State::Leader(leader) => {
+                self.high_watermark >= leader.epoch_start || cfg!(hw_mutate = "h8_ready_at_once")
+            }
+            _ => false,
+        }
     }
 
-    /// Whether enough replicas are in sync for anything to be committed.
+    /// Whether it leads and enough replicas are in sync for anything to be committed.
     #[must_use]
     pub fn has_quorum(&self) -> bool {
-        self.in_sync.count() >= self.min_in_sync
+        match (&self.state, &self.assignment) {
+            (State::Leader(leader), Some(assignment)) => {
+                leader.set.count() >= assignment.min_in_sync
+                    || cfg!(hw_mutate = "h4_commit_below_min_in_sync")
+            }
+            _ => false,
+        }
     }
 
     /// Checks what must always hold.
@@ -330,97 +324,189 @@ impl Replica {
     pub fn check_invariants(&self) {
         assert!(self.ends.flushed_end <= self.ends.log_end, "flushed end past log end: {self:?}");
         assert!(self.high_watermark <= self.ends.log_end, "high watermark past log end: {self:?}");
-        assert!(self.in_sync.count() >= 1, "empty in-sync set: {self:?}");
+        assert!(self.log_start <= self.ends.log_end, "log start past log end: {self:?}");
+        self.epochs.check_invariants();
+        if let State::Leader(leader) = &self.state {
+            assert!(self.health == Health::Online, "a suspect replica leads: {self:?}");
+            assert!(!leader.set.decided().is_empty(), "empty in-sync set: {self:?}");
+            leader.set.check_invariants();
+        }
     }
 
-    fn appended(&mut self, log_end: Offset, append_time: i64, out: &mut Vec<Output>) {
-        assert!(self.health == Health::Online, "appended while suspect");
-        assert!(log_end >= self.ends.log_end, "log end moved back by an append");
-        assert!(append_time >= self.append_time, "append time moved back");
-        self.ends.log_end = log_end;
-        self.append_time = append_time;
-        self.in_sync.update(self.node, self.ends);
-        self.advance(out);
-    }
-
-    fn flushed(&mut self, log_generation: u64, upto: Offset, out: &mut Vec<Output>) {
-        // A completion from before a truncation says nothing about the log that is there now.
-        if log_generation != self.log_generation || self.health != Health::Online {
+    /// A decision of the controller. An older one than is known changes nothing.
+    fn assigned(&mut self, now: Mono, new: Assignment, own_epoch: BrokerEpoch, out: &mut Vec<Output>) {
+        let known = self.assignment.as_ref().map(|known| (known.epoch, known.version));
+        if known.is_some_and(|known| known > (new.epoch, new.version)) {
             return;
         }
+        self.own_epoch = own_epoch;
+        self.durability.want(new.durability_wanted, out);
+        self.durability.recorded(new.durability_effective, out);
+        if let State::Leader(leader) = &mut self.state
+            && leader.epoch == new.epoch
+        {
+            leader.decide(new.version, new.in_sync.clone(), now);
+        }
+        self.assignment = Some(new);
+        self.settle(now, out);
+    }
+
+    /// What it has to do by the assignment.
+    fn duty(&self) -> Duty {
+        let Some(assignment) = &self.assignment else { return Duty::Nothing };
+        if self.health != Health::Online || !assignment.replicas.contains(&self.node) {
+            return Duty::Nothing;
+        }
+        match assignment.leader {
+            Some(leader) if leader == self.node => {
+                // The in-sync set names registrations: one that names another than ours was decided for a process that
+                // is no more.
+                let given_to_us = assignment.in_sync.contains(&(self.node, self.own_epoch))
+                    || cfg!(hw_mutate = "lead_by_an_old_registration");
+                if given_to_us && self.may_lead(assignment.epoch) {
+                    Duty::Lead(assignment.epoch)
+                } else {
+                    Duty::Nothing
+                }
+            }
+            // Who has records of a later epoch knows more than this assignment does.
+            Some(leader) if self.epochs.last() <= Some(assignment.epoch) => {
+                Duty::Follow(leader, assignment.epoch)
+            }
+            _ => Duty::Nothing,
+        }
+    }
+
+    fn may_lead(&self, epoch: LeaderEpoch) -> bool {
+        if let State::Leader(leader) = &self.state
+            && leader.epoch == epoch
+        {
+            return true;
+        }
+        // Two batches with the same offset and epoch could never be told apart.
+        let unused = self.epochs.last() < Some(epoch) && self.spoilt_epoch < Some(epoch);
+        unused || cfg!(hw_mutate = "lead_twice_in_an_epoch")
+    }
+
+    /// Becomes what the assignment wants. While the log is being cut that waits.
+    fn settle(&mut self, now: Mono, out: &mut Vec<Output>) {
+        let duty = self.duty();
+        let is = match &self.state {
+            State::Idle => Duty::Nothing,
+            State::Leader(leader) => Duty::Lead(leader.epoch),
+            State::Follower(follower) => Duty::Follow(follower.leader, follower.epoch),
+        };
+        if duty == is {
+            return;
+        }
+        match &self.state {
+            State::Idle => {}
+            State::Leader(_) => {
+                self.durability.forget_recording();
+                out.push(Output::StopLeading);
+            }
+            State::Follower(_) => out.push(Output::Unsubscribe),
+        }
+        self.state = State::Idle;
+        if self.cutting {
+            return;
+        }
+        match duty {
+            Duty::Nothing => {}
+            Duty::Lead(epoch) => self.start_leading(now, epoch, out),
+            Duty::Follow(leader, epoch) => self.start_following(leader, epoch, out),
+        }
+    }
+
+    /// What may have become possible by any input.
+    fn go_on(&mut self, now: Mono, out: &mut Vec<Output>) {
+        match self.state {
+            State::Idle => {}
+            State::Leader(_) => self.lead_on(now, out),
+            State::Follower(_) => self.follow_on(now, out),
+        }
+    }
+
+    fn appended(&mut self, now: Mono, log_end: Offset, append_time: i64, out: &mut Vec<Output>) {
+        assert!(self.health == Health::Online, "appended while suspect");
+        assert!(log_end >= self.ends.log_end, "log end moved back by an append");
+        let before = self.ends.log_end;
+        let gate = self.durability.gate();
+        self.ends.log_end = log_end;
+        match &mut self.state {
+            State::Leader(leader) => {
+                assert!(append_time >= self.append_time, "append time moved back");
+                if log_end > before {
+                    self.epochs.note(leader.epoch, before);
+                }
+                leader.set.update_own(self.ends, now, gate);
+            }
+            State::Follower(follower) => {
+                for start in follower.appended() {
+                    self.epochs.note(start.epoch, start.start);
+                }
+                self.advance_follower(out);
+                self.acknowledge(!gate.waits_for_flush(), out);
+            }
+            State::Idle => assert!(log_end == before, "appended without a duty"),
+        }
+        self.append_time = append_time;
+    }
+
+    fn flushed(&mut self, now: Mono, log_generation: u64, upto: Offset, out: &mut Vec<Output>) {
+        // A completion from before a truncation says nothing about the log that is there now.
+        let stale = log_generation != self.log_generation && !cfg!(hw_mutate = "stale_flush_counts");
+        if stale || self.health != Health::Online {
+            return;
+        }
+        let upto = if cfg!(hw_mutate = "stale_flush_counts") { upto.min(self.ends.log_end) } else { upto };
         assert!(upto <= self.ends.log_end, "flushed past the log end");
         if upto <= self.ends.flushed_end {
             return;
         }
         self.ends.flushed_end = upto;
-        self.in_sync.update(self.node, self.ends);
         out.push(Output::FlushedEnd(upto));
-        self.advance(out);
-        self.durability.progressed(self.flushed_past_watermark(), out);
+        match &mut self.state {
+            State::Leader(leader) => leader.set.update_own(self.ends, now, self.durability.gate()),
+            State::Follower(_) => self.acknowledge(true, out),
+            State::Idle => {}
+        }
     }
 
-    fn verified(&mut self, epoch: LeaderEpoch, log_generation: u64, log_end: Offset, out: &mut Vec<Output>) {
-        assert!(epoch > self.epoch, "a verified log leads in a new epoch");
-        assert!(log_end <= self.ends.log_end, "verification made the log longer");
-        self.health = Health::Online;
-        self.epoch = epoch;
-        self.epoch_start = log_end;
-        self.log_generation = log_generation;
-        self.ends = Ends { log_end, flushed_end: log_end };
-        self.in_sync.update(self.node, self.ends);
-        // Under `fsync` nothing below the high watermark was unflushed, so this changes nothing then.
-        self.high_watermark = self.high_watermark.min(log_end);
-        out.push(Output::Resumed { epoch, log_end });
-        self.advance(out);
-        self.durability.progressed(self.flushed_past_watermark(), out);
-    }
-
-    /// Moves the high watermark as far as the in-sync set allows; never back.
-    fn advance(&mut self, out: &mut Vec<Output>) {
-        if self.health != Health::Online || !self.has_quorum() {
+    fn flush_failed(&mut self, now: Mono, log_generation: u64, out: &mut Vec<Output>) {
+        if log_generation != self.log_generation || self.health != Health::Online {
             return;
         }
-        let candidate = self.in_sync.least_counted(self.durability.gate());
-        if candidate > self.high_watermark {
-            self.high_watermark = candidate;
-            out.push(Output::HighWatermark(candidate));
-        }
+        self.health = Health::Suspect;
+        out.push(Output::VerifyLog);
+        out.push(Output::Report(Problem::Suspect));
+        self.settle(now, out);
     }
 
-    fn flushed_past_watermark(&self) -> bool {
-        self.in_sync.least_flushed() >= self.high_watermark
+    fn verified(&mut self, now: Mono, log_generation: u64, log_end: Offset, out: &mut Vec<Output>) {
+        assert!(log_end <= self.ends.log_end, "verification made the log longer");
+        self.health = Health::Online;
+        self.log_generation = log_generation;
+        self.ends = Ends { log_end, flushed_end: log_end };
+        self.epochs.truncate(log_end);
+        // Under `fsync` nothing below the high watermark was unflushed, so this changes nothing then.
+        self.high_watermark = self.high_watermark.min(log_end);
+        // Others may have copied what is gone: only a new epoch tells the two apart.
+        self.spoilt_epoch = self.spoilt_epoch.max(self.assignment.as_ref().map(|known| known.epoch));
+        out.push(Output::Resumed { log_end });
+        out.push(Output::Report(Problem::Recovered));
+        self.settle(now, out);
+    }
+
+    fn log_start_moved(&mut self, log_start: Offset) {
+        assert!(log_start <= self.high_watermark, "retention passed the high watermark");
+        self.log_start = self.log_start.max(log_start);
+        self.epochs.start_at(self.log_start);
     }
 }
 
 fn stage_of(flushed_end: Offset, end: Offset) -> Stage {
     if flushed_end >= end { Stage::Flushed } else { Stage::Written }
-}
-
-/// Hands out the stamps of consecutive batches. Nothing changes in the replica until `Appended` says what was written.
-#[derive(Debug, Clone, Copy)]
-pub struct Stamper {
-    next: LeaderStamp,
-}
-
-impl Stamper {
-    /// The stamp of the next batch, which takes `offset_count` offsets; `None` when offsets run out.
-    pub fn next(&mut self, offset_count: u64) -> Option<LeaderStamp> {
-        let stamp = self.next;
-        self.next.base_offset = stamp.base_offset.checked_add_count(offset_count)?;
-        Some(stamp)
-    }
-
-    /// The offset after the last stamped batch.
-    #[must_use]
-    pub const fn end(&self) -> Offset {
-        self.next.base_offset
-    }
-
-    /// The append time of all its stamps.
-    #[must_use]
-    pub const fn append_time(&self) -> i64 {
-        self.next.append_time
-    }
 }
 
 #[cfg(test)]

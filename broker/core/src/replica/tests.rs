@@ -2,31 +2,59 @@
 
 use std::time::Duration;
 
+use highwater_protocol::ids::{LeaderEpoch, NodeId, Offset};
 use proptest::prelude::*;
 
 use super::*;
+use crate::log::manifest::EpochStart;
+use crate::time::Wall;
 
 const NODE: NodeId = NodeId(1);
 const NOW: Mono = Mono(0);
 
+const OWN: BrokerEpoch = BrokerEpoch(9);
+
+/// What a log says, and the partition that it is of.
+struct Start {
+    opened: Opened,
+    assignment: Assignment,
+}
+
 fn start() -> Start {
-    Start {
+    start_with(Durability::Fsync)
+}
+
+fn start_with(durability: Durability) -> Start {
+    let opened = Opened {
         node: NODE,
-        epoch: LeaderEpoch(5),
-        replication: 1,
-        min_in_sync: 1,
-        durability_wanted: Durability::Fsync,
-        durability_effective: Durability::Fsync,
+        log_start: Offset(0),
         log_end: Offset(10),
         flushed_end: Offset(10),
         high_watermark: Offset(7),
         log_generation: 3,
         append_time: 1_000,
-    }
+        epochs: vec![EpochStart { epoch: LeaderEpoch(4), start: Offset(0) }],
+        durability_wanted: durability,
+        durability_effective: durability,
+    };
+    let assignment = Assignment::alone(NODE, OWN, LeaderEpoch(5), durability, durability);
+    Start { opened, assignment }
+}
+
+fn lead_out(start: Start, out: &mut Vec<Output>) -> Replica {
+    let mut replica = Replica::open(start.opened);
+    replica.step(NOW, Input::Assigned { assignment: start.assignment, own_epoch: OWN }, out);
+    replica
 }
 
 fn lead(start: Start) -> Replica {
-    Replica::lead(start, &mut Vec::new())
+    lead_out(start, &mut Vec::new())
+}
+
+/// The same partition in a later epoch.
+fn elect(replica: &mut Replica, epoch: u32) -> Vec<Output> {
+    let assignment = Assignment { epoch: LeaderEpoch(epoch), ..replica.assignment().cloned().unwrap() };
+    step(replica, Input::Assigned { assignment, own_epoch: OWN })
 }
 
 fn step(replica: &mut Replica, input: Input) -> Vec<Output> {
@@ -46,8 +74,9 @@ fn flushed(upto: u64) -> Input {
 #[test]
 fn a_leader_alone_commits_what_recovery_flushed() {
     let mut out = Vec::new();
-    let replica = Replica::lead(start(), &mut out);
-    assert_eq!(out, [Output::HighWatermark(Offset(10))]);
+    let replica = lead_out(start(), &mut out);
+    let leading = Output::StartLeading { epoch: LeaderEpoch(5) };
+    assert_eq!(out, [leading, Output::HighWatermark(Offset(10))]);
     assert!(replica.is_ready());
 }
 
@@ -69,7 +98,7 @@ fn h26_under_fsync_nothing_is_acknowledged_or_committed_before_its_flush() {
 #[test]
 fn under_os_what_is_written_is_committed_and_said_to_be_written() {
     let os = Durability::Os;
-    let mut replica = lead(Start { durability_wanted: os, durability_effective: os, ..start() });
+    let mut replica = lead(start_with(os));
     assert_eq!(step(&mut replica, appended(12)), [Output::HighWatermark(Offset(12))]);
     let written = Some(Reached { stage: Stage::Written, replicas_counted: 1, replicas_total: 1 });
     assert_eq!(replica.reached(Condition::Committed(Offset(12))), written);
@@ -101,24 +130,29 @@ fn flushes_that_overtake_each_other_do_no_harm() {
 fn h18_after_a_failed_flush_nothing_is_acknowledged_until_the_log_is_verified() {
     let mut replica = lead(start());
     step(&mut replica, appended(12));
-    assert_eq!(step(&mut replica, Input::FlushFailed { log_generation: 3 }), [Output::VerifyLog]);
+    let failed = [Output::VerifyLog, Output::Report(Problem::Suspect), Output::StopLeading];
+    assert_eq!(step(&mut replica, Input::FlushFailed { log_generation: 3 }), failed);
     // A second failure and a late success change nothing.
     assert_eq!(step(&mut replica, Input::FlushFailed { log_generation: 3 }), []);
     assert_eq!(step(&mut replica, flushed(12)), []);
     assert_eq!(replica.reached(Condition::Committed(Offset(10))), None);
     assert!(!replica.is_ready());
-    let verified = Input::Verified { epoch: LeaderEpoch(6), log_generation: 4, log_end: Offset(11) };
-    assert_eq!(
-        step(&mut replica, verified),
-        [Output::Resumed { epoch: LeaderEpoch(6), log_end: Offset(11) }, Output::HighWatermark(Offset(11))]
-    );
+    let verified = Input::Verified { log_generation: 4, log_end: Offset(11) };
+    let resumed = [Output::Resumed { log_end: Offset(11) }, Output::Report(Problem::Recovered)];
+    assert_eq!(step(&mut replica, verified), resumed);
+    assert!(!replica.is_ready(), "in this epoch others may have copied what is gone");
+    let leading = Output::StartLeading { epoch: LeaderEpoch(6) };
+    assert_eq!(elect(&mut replica, 6), [leading, Output::HighWatermark(Offset(11))]);
     assert!(replica.is_ready());
     assert_eq!(step(&mut replica, flushed(12)), [], "a completion of the old generation");
 }
 
 #[test]
 fn the_watermark_stands_still_without_enough_replicas_in_sync() {
-    let mut replica = lead(Start { min_in_sync: 2, replication: 3, ..start() });
+    let mut start = start();
+    start.assignment.min_in_sync = 2;
+    start.assignment.replicas = vec![NODE, NodeId(2), NodeId(3)];
+    let mut replica = lead(start);
     step(&mut replica, appended(12));
     assert_eq!(step(&mut replica, flushed(12)), [Output::FlushedEnd(Offset(12))]);
     assert_eq!(replica.high_watermark(), Offset(7));
@@ -149,7 +183,7 @@ fn a_weaker_durability_is_recorded_before_anything_relaxes() {
 #[test]
 fn a_stricter_durability_holds_at_once_and_is_recorded_when_flushes_have_reached_the_watermark() {
     let os = Durability::Os;
-    let mut replica = lead(Start { durability_wanted: os, durability_effective: os, ..start() });
+    let mut replica = lead(start_with(os));
     step(&mut replica, appended(12));
     assert_eq!(
         step(&mut replica, Input::DurabilityWanted(Durability::Fsync)),
@@ -259,14 +293,17 @@ proptest! {
                 Act::Verify(lost) => {
                     let ends = replica.ends();
                     Input::Verified {
-                        epoch: replica.epoch().next(),
                         log_generation: replica.log_generation() + 1,
                         log_end: Offset(ends.log_end.0.saturating_sub(lost)).max(ends.flushed_end),
                     }
                 }
             };
             let verifying = matches!(input, Input::Verified { .. });
-            let out = step(&mut replica, input);
+            let mut out = step(&mut replica, input);
+            if verifying {
+                let next = replica.epoch().next().0;
+                out.extend(elect(&mut replica, next));
+            }
             for output in out {
                 if let Output::RecordDurability(durability) = output {
                     recording = Some(durability);
