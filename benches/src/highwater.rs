@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use highwater_tests::brokers::{Brokers, Setup};
 use highwater_tests::cluster::{self, BrokerProcess, Options};
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
@@ -22,6 +23,9 @@ pub struct BenchReport {
     /// The durability that was in force.
     #[serde(default)]
     pub durability: Option<String>,
+    /// Replicas of each partition.
+    #[serde(default)]
+    pub replication: Option<u32>,
     /// From sending to acknowledgement, for `produce`.
     #[serde(default)]
     pub latency_us: Option<serde_json::Value>,
@@ -52,25 +56,51 @@ impl FreshBroker {
     /// # Errors
     /// When the bench does not end well, or prints something else than its report.
     pub fn bench(&self, arguments: &[&str]) -> Result<BenchReport> {
-        let program: PathBuf = cluster::highwater()?;
-        let output = Command::new(&program)
-            .args(["--bootstrap", &self.process.bootstrap(), "--output", "json", "bench"])
-            .args(arguments)
-            .output()
-            .with_context(|| format!("run {}", program.display()))?;
-        let errors = String::from_utf8_lossy(&output.stderr);
-        ensure!(
-            output.status.success(),
-            "bench {} ended with {}: {errors}",
-            arguments.join(" "),
-            output.status
-        );
-        serde_json::from_slice(&output.stdout).with_context(|| {
-            format!(
-                "understand the report of bench {}: {}",
-                arguments.join(" "),
-                String::from_utf8_lossy(&output.stdout)
-            )
-        })
+        bench(&self.process.bootstrap(), arguments)
     }
+}
+
+/// Three brokers that are one cluster, with empty data directories of their own.
+#[derive(Debug)]
+pub struct FreshCluster {
+    /// The processes.
+    pub brokers: Brokers,
+    // Dropped, and so removed, after the processes are gone.
+    _directory: TempDir,
+}
+
+impl FreshCluster {
+    /// Starts it with its data below `directory`.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start(directory: &Path) -> Result<Self> {
+        let directory = tempfile::Builder::new().prefix("cluster-").tempdir_in(directory)?;
+        let setup = Setup { directory: Some(directory.path().to_owned()), ..Setup::default() };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        Ok(Self { brokers: runtime.block_on(Brokers::start(setup))?, _directory: directory })
+    }
+
+    /// Runs `highwater bench` against it.
+    ///
+    /// # Errors
+    /// When the bench does not end well, or prints something else than its report.
+    pub fn bench(&self, arguments: &[&str]) -> Result<BenchReport> {
+        bench(&self.brokers.bootstrap().join(","), arguments)
+    }
+}
+
+fn bench(bootstrap: &str, arguments: &[&str]) -> Result<BenchReport> {
+    let program: PathBuf = cluster::highwater()?;
+    let output = Command::new(&program)
+        .args(["--bootstrap", bootstrap, "--output", "json", "bench"])
+        .args(arguments)
+        .output()
+        .with_context(|| format!("run {}", program.display()))?;
+    let (printed, errors) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let arguments = arguments.join(" ");
+    ensure!(output.status.success(), "bench {arguments} ended with {}: {errors}", output.status);
+    serde_json::from_str(&printed)
+        .with_context(|| format!("understand the report of bench {arguments}: {printed}"))
 }

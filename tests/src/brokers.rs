@@ -5,6 +5,7 @@ mod view;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::time::Duration;
 
@@ -30,11 +31,13 @@ pub struct Setup {
     pub count: u32,
     /// Further arguments of every broker.
     pub arguments: Vec<String>,
+    /// Where the brokers have their data directories; in temporary directories if absent.
+    pub directory: Option<PathBuf>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { count: 3, arguments: Vec::new() }
+        Self { count: 3, arguments: Vec::new(), directory: None }
     }
 }
 
@@ -100,6 +103,7 @@ impl Brokers {
         BrokerProcess::new(Options {
             node_id: node,
             listen: Some(self.address(node)?),
+            data_directory: self.setup.directory.as_ref().map(|root| root.join(node.to_string())),
             arguments: all,
             launcher: self.network.as_ref().map(|network| network.launcher(node)).unwrap_or_default(),
             ..Options::default()

@@ -46,6 +46,7 @@ struct Report {
     runs: usize,
     produce_written: Speeds,
     produce_flushed: Speeds,
+    produce_replicated: Speeds,
     consume_mapped: Speeds,
     append_and_sync_1_kib_us: Spread,
     append_and_sync_4_kib_us: Spread,
@@ -80,16 +81,18 @@ fn main() -> Result<()> {
 
 fn measure(arguments: &Arguments, directory: &std::path::Path) -> Result<Report> {
     let bytes = arguments.mebibytes << 20;
-    let (mut written, mut flushed) = (Vec::new(), Vec::new());
+    let (mut written, mut flushed, mut replicated) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..arguments.runs {
         written.push(ceiling::produce::run(directory, bytes, Acknowledge::Written)?);
         flushed.push(ceiling::produce::run(directory, bytes, Acknowledge::Flushed)?);
+        replicated.push(ceiling::replicate::run(directory, bytes)?);
     }
     Ok(Report {
         mebibytes: arguments.mebibytes,
         runs: arguments.runs,
         produce_written: Speeds::of(&written),
         produce_flushed: Speeds::of(&flushed),
+        produce_replicated: Speeds::of(&replicated),
         consume_mapped: Speeds::of(&ceiling::consume::run(directory, bytes, arguments.runs)?),
         append_and_sync_1_kib_us: ceiling::latency::append_and_sync(directory, arguments.appends, 1 << 10)?,
         append_and_sync_4_kib_us: ceiling::latency::append_and_sync(directory, arguments.appends, 4 << 10)?,
@@ -98,14 +101,15 @@ fn measure(arguments: &Arguments, directory: &std::path::Path) -> Result<Report>
 
 fn print_table(report: &Report) {
     println!("{} MiB a run, {} runs, MB/s (10^6 bytes a second)\n", report.mebibytes, report.runs);
-    println!("{:<44} {:>7}   runs", "ceiling", "median");
+    println!("{:<48} {:>7}   runs", "ceiling", "median");
     for (name, speeds) in [
         ("produce: TCP, crc, write", &report.produce_written),
         ("produce: TCP, crc, write, group fdatasync", &report.produce_flushed),
+        ("produce: the same, and two followers that do it", &report.produce_replicated),
         ("consume: mapping, TCP, crc", &report.consume_mapped),
     ] {
         let runs: Vec<_> = speeds.megabytes_per_second.iter().map(|speed| format!("{speed:.0}")).collect();
-        println!("{name:<44} {:>7.0}   {}", speeds.median_megabytes_per_second, runs.join(" "));
+        println!("{name:<48} {:>7.0}   {}", speeds.median_megabytes_per_second, runs.join(" "));
     }
     println!("\n{:<44} {:>7} {:>7} {:>7} {:>7}", "append and fdatasync, µs", "p50", "p99", "p99.9", "max");
     for (name, spread) in

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
 use highwater_benches::ceiling::produce::Acknowledge;
 use highwater_benches::ceiling::{self, settle};
-use highwater_benches::highwater::{BenchReport, FreshBroker};
+use highwater_benches::highwater::{BenchReport, FreshBroker, FreshCluster};
 use highwater_benches::sample::median;
 use serde::Serialize;
 
@@ -27,6 +27,9 @@ struct Arguments {
     /// MiB moved in each run
     #[arg(long, default_value_t = 1024)]
     mebibytes: u64,
+    /// Only three brokers beside the replicated ceiling
+    #[arg(long)]
+    replicated: bool,
     /// Where the files are made and removed
     #[arg(long, default_value = ".")]
     directory: PathBuf,
@@ -113,7 +116,8 @@ fn main() -> Result<ExitCode> {
         .prefix("highwater-compare-")
         .tempdir_in(&arguments.directory)
         .with_context(|| format!("make a directory in {}", arguments.directory.display()))?;
-    let lines = measure(&arguments, directory.path())?;
+    let mut lines = if arguments.replicated { Vec::new() } else { measure(&arguments, directory.path())? };
+    lines.push(replicated(&arguments, directory.path())?);
     let lines: Vec<_> = lines.into_iter().map(|line| (line.clone(), line.medians())).collect();
     let reached = lines.iter().all(|(_, medians)| medians.reached);
     let report = Report { pairs: arguments.pairs, mebibytes: arguments.mebibytes, lines };
@@ -156,6 +160,43 @@ fn measure(arguments: &Arguments, directory: &Path) -> Result<Vec<Line>> {
         small_each.highwater.push(produce(directory, bytes, "100", "os", true)?.1);
     }
     Ok(vec![os, fsync, consume, cold, small_batch, small_each, small_consume])
+}
+
+/// Produces into a fresh cluster of three beside the replicated ceiling, in turn.
+fn replicated(arguments: &Arguments, directory: &Path) -> Result<Line> {
+    let bytes = arguments.mebibytes << 20;
+    let mut line = Line::new("produce 1 KiB, fsync, 3 brokers", Goal::OfCeiling(0.4));
+    for pair in 1..=arguments.pairs {
+        eprintln!("replicated pair {pair} of {}", arguments.pairs);
+        let ceiling = ceiling::replicate::run(directory, bytes)?;
+        line.ceiling_megabytes_per_second.push(ceiling.megabytes_per_second());
+        let cluster = FreshCluster::start(directory)?;
+        settle(directory, 3 * bytes + bytes / 2)?;
+        let records = (bytes / 1024).to_string();
+        let report = cluster.bench(&[
+            "produce",
+            "--topic",
+            "bench",
+            "--create",
+            "--durability",
+            "fsync",
+            "--replication",
+            "3",
+            "--partitions",
+            "1",
+            "--acks",
+            "all",
+            "--records",
+            &records,
+            "--size",
+            "1024",
+        ])?;
+        let (count, replication) = (report.records, report.replication);
+        ensure!(count.to_string() == records, "{count} of {records} records were acknowledged");
+        ensure!(replication.is_none_or(|replicas| replicas == 3), "replication is {replication:?}");
+        line.highwater.push(report);
+    }
+    Ok(line)
 }
 
 /// Produces into a fresh broker, consumes from it, and once more after it was started anew.

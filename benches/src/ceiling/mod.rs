@@ -3,6 +3,7 @@
 pub mod consume;
 pub mod latency;
 pub mod produce;
+pub mod replicate;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

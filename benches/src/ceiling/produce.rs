@@ -49,7 +49,7 @@ pub fn run(directory: &Path, bytes: u64, acknowledge: Acknowledge) -> Result<Run
 }
 
 /// Sends pieces within the window until all are acknowledged.
-fn send(mut stream: TcpStream, pieces: u64) -> Result<std::time::Duration> {
+pub(super) fn send(mut stream: TcpStream, pieces: u64) -> Result<std::time::Duration> {
     stream.set_nodelay(true)?;
     let payload = incompressible(PIECE_BYTES, 7);
     let total = pieces * PIECE_BYTES as u64;
@@ -69,13 +69,13 @@ fn send(mut stream: TcpStream, pieces: u64) -> Result<std::time::Duration> {
 
 /// Acknowledgements as they come: eight bytes each, the latest counts.
 #[derive(Debug, Default)]
-struct Acknowledgements {
+pub(super) struct Acknowledgements {
     bytes: Vec<u8>,
 }
 
 impl Acknowledgements {
     /// Waits for one at least, and returns the last of all that have come.
-    fn latest(&mut self, stream: &mut TcpStream) -> Result<u64> {
+    pub(super) fn latest(&mut self, stream: &mut impl Read) -> Result<u64> {
         let mut buffer = [0; 4096];
         loop {
             let count = stream.read(&mut buffer)?;
@@ -92,12 +92,17 @@ impl Acknowledgements {
 }
 
 /// Receives, checks and appends all pieces.
-fn receive(listener: &TcpListener, file: &File, pieces: u64, acknowledge: Acknowledge) -> Result<()> {
+pub(super) fn receive(
+    listener: &TcpListener,
+    file: &File,
+    pieces: u64,
+    acknowledge: Acknowledge,
+) -> Result<()> {
     let (stream, _) = listener.accept()?;
     stream.set_nodelay(true)?;
     let total = pieces * PIECE_BYTES as u64;
     match acknowledge {
-        Acknowledge::Written => append(&stream, file, total, |written| {
+        Acknowledge::Written => append(&stream, file, total, |_, written| {
             (&stream).write_all(&u64::to_le_bytes(written))?;
             Ok(())
         }),
@@ -105,7 +110,7 @@ fn receive(listener: &TcpListener, file: &File, pieces: u64, acknowledge: Acknow
             let progress = Arc::new(Progress::default());
             thread::scope(|scope| {
                 let flusher = scope.spawn(|| flush(&progress, &stream, file, total));
-                let appended = append(&stream, file, total, |written| {
+                let appended = append(&stream, file, total, |_, written| {
                     progress.advance(written);
                     Ok(())
                 });
@@ -119,12 +124,13 @@ fn receive(listener: &TcpListener, file: &File, pieces: u64, acknowledge: Acknow
     }
 }
 
-/// Receives into one buffer, and checksums and writes every whole piece in it.
-fn append(
+/// Receives into one buffer, checksums and writes every whole piece in it, and says what it has written and how far
+/// that is.
+pub(super) fn append(
     mut stream: &TcpStream,
     file: &File,
     total: u64,
-    mut written_to: impl FnMut(u64) -> Result<()>,
+    mut written_to: impl FnMut(&[u8], u64) -> Result<()>,
 ) -> Result<()> {
     let expected = crc32fast::hash(&incompressible(PIECE_BYTES, 7));
     let mut buffer = vec![0; RECEIVE_BYTES];
@@ -134,15 +140,16 @@ fn append(
         ensure!(count > 0, "connection closed after {written} of {total} bytes");
         filled += count;
         let whole = filled - filled % PIECE_BYTES;
-        for piece in buffer.get(..whole).unwrap_or_default().chunks_exact(PIECE_BYTES) {
+        let pieces = buffer.get(..whole).unwrap_or_default();
+        for piece in pieces.chunks_exact(PIECE_BYTES) {
             ensure!(crc32fast::hash(piece) == expected, "checksum differs at {written}");
             file.write_all_at(piece, written)?;
             written += PIECE_BYTES as u64;
         }
         if whole > 0 {
+            written_to(pieces, written)?;
             buffer.copy_within(whole..filled, 0);
             filled -= whole;
-            written_to(written)?;
         }
     }
     Ok(())
@@ -161,19 +168,19 @@ fn flush(progress: &Progress, mut stream: &TcpStream, file: &File, total: u64) -
 
 /// The written end, shared by the thread that writes and the one that syncs.
 #[derive(Debug, Default)]
-struct Progress {
+pub(super) struct Progress {
     written: Mutex<u64>,
     changed: Condvar,
 }
 
 impl Progress {
-    fn advance(&self, written: u64) {
+    pub(super) fn advance(&self, written: u64) {
         *self.written.lock().unwrap_or_else(PoisonError::into_inner) = written;
         self.changed.notify_one();
     }
 
     /// Waits until more than `known` is written, and returns how much.
-    fn beyond(&self, known: u64) -> u64 {
+    pub(super) fn beyond(&self, known: u64) -> u64 {
         let guard = self.written.lock().unwrap_or_else(PoisonError::into_inner);
         *self.changed.wait_while(guard, |written| *written <= known).unwrap_or_else(PoisonError::into_inner)
     }
