@@ -49,6 +49,11 @@ bench *ARGS:
     cargo build --release -p highwater
     cargo run --release -p highwater-benches --bin compare -- {{ARGS}}
 
+# Three brokers beside the replicated ceiling, alternately in the same run.
+bench-replicated *ARGS:
+    cargo build --release -p highwater
+    cargo run --release -p highwater-benches --bin compare -- --replicated {{ARGS}}
+
 # From spawn to ready, empty and after `kill -9` with a long log; memory when idle.
 restart *ARGS:
     cargo build --release -p highwater
@@ -62,6 +67,30 @@ cold-read *ARGS:
 # `kill -9` of the real broker under load, as often as you like.
 kills COUNT="200" SEED="1":
     HIGHWATER_KILLS={{COUNT}} HIGHWATER_SEED={{SEED}} cargo test -p highwater-tests --release --test crash_kill9 -- --nocapture
+
+# `kill -9` of leaders in a cluster of three, with the times until they are served again.
+failover COUNT="100" SEED="1":
+    HIGHWATER_KILLS={{COUNT}} HIGHWATER_SEED={{SEED}} cargo test -p highwater-tests --release --test failover -- --nocapture
+
+# Cuts of the network in all directions, and pauses of brokers. Cuts need root, iproute2 and nftables.
+partitions COUNT="26" SEED="1":
+    HIGHWATER_FAULTS={{COUNT}} HIGHWATER_SEED={{SEED}} cargo test -p highwater-tests --release --test partitions -- --nocapture --test-threads 1
+
+# All three brokers of a cluster killed at once.
+all-killed COUNT="30" SEED="1":
+    HIGHWATER_KILLS={{COUNT}} HIGHWATER_SEED={{SEED}} cargo test -p highwater-tests --release --test all_killed -- --nocapture
+
+# Producers whose connections are cut, whose acknowledgements are lost and whose leaders are killed.
+exactly-once CUTS="1000" KILLS="50" SEED="1":
+    HIGHWATER_CUTS={{CUTS}} HIGHWATER_KILLS={{KILLS}} HIGHWATER_SEED={{SEED}} cargo test -p highwater-tests --release --test exactly_once_cluster -- --nocapture
+
+# Brokers stopped and started again one after the other, under load, with the pauses that clients see.
+rolling-restart ROUNDS="3":
+    HIGHWATER_ROUNDS={{ROUNDS}} cargo test -p highwater-tests --release --test rolling_restart -- --nocapture
+
+# A fourth broker joins three with this many partitions, under load; drained and removed again.
+rebalance PARTITIONS="300":
+    HIGHWATER_PARTITIONS={{PARTITIONS}} cargo test -p highwater-tests --release --test rebalance -- --nocapture --test-threads 1
 
 # A real text of this many lines through the command line and back.
 text LINES="500000":
