@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use highwater_broker_core::controller::command::{Command, FEATURE_LEVEL_MAX, FEATURE_LEVEL_MIN};
 use highwater_broker_core::controller::image::{ClusterImage, Defaults};
-use highwater_broker_core::controller::snapshot::{self, SnapshotError};
+use highwater_broker_core::controller::{snapshot, topics_file};
 use highwater_broker_core::quota::Budget;
 use highwater_protocol::ids::{ClusterId, DirectoryId, LeaderEpoch, NodeId};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -91,12 +92,12 @@ pub enum StartError {
         source: StorageError,
     },
     /// The file with the topics cannot be used. Data is never given up for that.
-    #[error("read the topics of data directory {}: {source}; restore state/{TOPICS_STATE} from a copy", .path.display())]
+    #[error("read the topics of data directory {}: {reason}; restore state/{TOPICS_STATE} from a copy", .path.display())]
     Topics {
         /// The data directory.
         path: PathBuf,
         /// Why.
-        source: SnapshotError,
+        reason: String,
     },
     /// The file with the bound addresses cannot be written.
     #[error("write the port file {}: {source}", .path.display())]
@@ -157,10 +158,10 @@ impl Broker {
                 Some(address)
             }
         };
-        let state = open_store(&config, &env).await?;
+        let state = open_store(&config, &env, address).await?;
         let (store, epoch) = (Arc::clone(&state.store), state.epoch);
         let data = serve_data(state, config.node_id, &env, &metrics, &background, &stop).await;
-        let node = Arc::new(node(&config, &env, address, data.controller, data.partitions, metrics));
+        let node = Arc::new(node(&config, &env, data.controller, data.partitions, metrics));
         upkeep::start(&node, &health, &store, &env.file_system, &config.data_dir, &background, &stop);
         let (connections, stop_listening) = (TaskTracker::new(), CancellationToken::new());
         background.spawn(listen(Arc::clone(&node), listener, connections.clone(), stop_listening.clone()));
@@ -288,25 +289,23 @@ impl Drop for Broker {
 struct State {
     store: Arc<Store>,
     image: ClusterImage,
-    defaults: Defaults,
     epoch: LeaderEpoch,
 }
 
-async fn open_store(config: &Config, env: &Env) -> Result<State, StartError> {
+async fn open_store(config: &Config, env: &Env, address: SocketAddr) -> Result<State, StartError> {
     let (config, file_system) = (config.clone(), Arc::clone(&env.file_system));
-    let new_directory = DirectoryId(env.random.next_u128());
-    let new_cluster = ClusterId(env.random.next_u128());
-    io_thread::run(&*env.file_system, move || read_state(&config, file_system, new_directory, new_cluster))
+    let ids = NewIds {
+        directory: DirectoryId(env.random.next_u128()),
+        cluster: ClusterId(env.random.next_u128()),
+        incarnation: env.random.next_u128(),
+        address: advertised(&config, address),
+    };
+    io_thread::run(&*env.file_system, move || read_state(&config, file_system, &ids))
         .await
         .ok_or(StartError::IoThreads)?
 }
 
-fn read_state(
-    config: &Config,
-    file_system: Arc<dyn FileSystem>,
-    new_directory: DirectoryId,
-    new_cluster: ClusterId,
-) -> Result<State, StartError> {
+fn read_state(config: &Config, file_system: Arc<dyn FileSystem>, ids: &NewIds) -> Result<State, StartError> {
     let path = &config.data_dir;
     let failed = |source| StartError::Store { path: path.clone(), source };
     let store_config = StoreConfig {
@@ -315,7 +314,7 @@ fn read_state(
         tail_bytes_max: config.tail_memory,
         log_tail_bytes_max: LOG_TAIL_BYTES_MAX.min(config.tail_memory),
     };
-    let (store, report) = Store::open(file_system, path, store_config, new_directory).map_err(failed)?;
+    let (store, report) = Store::open(file_system, path, store_config, ids.directory).map_err(failed)?;
     info!(
         directory_id = %store.directory_id(), formatted = report.formatted, clean = report.boot.clean,
         same_kernel = report.boot.same_kernel, "data directory opened"
@@ -326,36 +325,82 @@ fn read_state(
     let defaults = Defaults {
         config: config.topic_defaults.clone(),
         partitions: config.default_partitions,
-        replication: 1,
+        replication: 0,
     };
-    let brokers = vec![config.node_id];
-    let image = read_image(&store, brokers, &defaults, new_cluster, path)?;
     let epoch = start_epoch(&store).map_err(failed)?;
-    Ok(State { store, image, defaults, epoch })
+    let register = Command::RegisterBroker {
+        node_id: config.node_id,
+        directory_id: store.directory_id(),
+        incarnation: ids.incarnation,
+        address: ids.address.clone(),
+        rack: config.rack.clone(),
+        feature_min: FEATURE_LEVEL_MIN,
+        feature_max: FEATURE_LEVEL_MAX,
+        unclean: !report.boot.clean,
+        other_kernel: !report.boot.same_kernel,
+        flush_failed: false,
+    };
+    let image = read_image(&store, config.node_id, defaults, register, ids, epoch, path)?;
+    Ok(State { store, image, epoch })
 }
 
 fn read_image(
     store: &Store,
-    brokers: Vec<NodeId>,
-    defaults: &Defaults,
-    new_cluster: ClusterId,
+    node_id: NodeId,
+    defaults: Defaults,
+    register: Command,
+    ids: &NewIds,
+    leader_epoch: LeaderEpoch,
     path: &std::path::Path,
 ) -> Result<ClusterImage, StartError> {
     let failed = |source| StartError::Store { path: path.to_owned(), source };
-    if let Some(bytes) = store.read_state(TOPICS_STATE).map_err(failed)? {
-        return snapshot::decode(&bytes, brokers, defaults)
-            .map_err(|source| StartError::Topics { path: path.to_owned(), source });
+    let bad = |reason: String| StartError::Topics { path: path.to_owned(), reason };
+    let bytes = store.read_state(TOPICS_STATE).map_err(failed)?;
+    let (mut image, older) = match bytes {
+        None => (ClusterImage::default(), None),
+        Some(bytes) => match (snapshot::decode(&bytes), topics_file::decode(&bytes, &defaults)) {
+            (Ok(image), _) => (image, None),
+            (Err(_), Ok(older)) => (ClusterImage::default(), Some((older, bytes))),
+            (Err(error), Err(_)) => return Err(bad(error.to_string())),
+        },
+    };
+    let mut commands = Vec::new();
+    if image.cluster_id.is_absent() {
+        let cluster_id = older.as_ref().map_or(ids.cluster, |(older, _)| older.cluster_id);
+        info!(%cluster_id, "a new cluster of one");
+        let defaults = defaults.clone();
+        commands.push(Command::Init { cluster_id, defaults, feature_level: FEATURE_LEVEL_MAX });
     }
-    let image = ClusterImage::empty(new_cluster, brokers);
-    store.write_state(TOPICS_STATE, &snapshot::encode(&image)).map_err(failed)?;
-    info!(cluster_id = %image.cluster_id, "a new cluster of one");
+    commands.extend([Command::SetDefaults { defaults }, register]);
+    commands.extend(older.map(|(_, snapshot)| Command::ImportTopics { snapshot, leader_epoch }));
+    for command in commands {
+        image.apply(&command).map_err(|refusal| bad(refusal.to_string()))?;
+    }
+    if let Some(broker_epoch) = image.broker(node_id).map(|broker| broker.broker_epoch) {
+        let ready = Command::BrokerReady { node_id, broker_epoch };
+        image.apply(&ready).map_err(|refusal| bad(refusal.to_string()))?;
+    }
+    let bytes = snapshot::encode(&image).map_err(|error| bad(error.to_string()))?;
+    store.write_state(TOPICS_STATE, &bytes).map_err(failed)?;
     Ok(image)
+}
+
+/// What a start makes up, in case it is needed.
+struct NewIds {
+    directory: DirectoryId,
+    cluster: ClusterId,
+    incarnation: u128,
+    /// Where clients and brokers find this broker.
+    address: String,
+}
+
+fn advertised(config: &Config, address: SocketAddr) -> String {
+    config.advertise.clone().unwrap_or_else(|| address.to_string())
 }
 
 fn node(
     config: &Config,
     env: &Env,
-    address: SocketAddr,
     controller: ControllerHandle,
     partitions: Arc<Partitions>,
     metrics: Arc<Metrics>,
@@ -363,8 +408,6 @@ fn node(
     let budget = Budget::new(config.produce_budget, config.connections_max as u64, config.produce_window);
     Node::new(NodeParts {
         node_id: config.node_id,
-        advertised: config.advertise.clone().unwrap_or_else(|| address.to_string()),
-        rack: config.rack.clone(),
         limits: Limits {
             connections_max: config.connections_max,
             in_flight_max: config.in_flight_max,
@@ -402,12 +445,8 @@ async fn serve_data(
     background: &TaskTracker,
     stop: &CancellationToken,
 ) -> Data {
-    let (service, controller) = ControllerService::new(
-        state.image,
-        state.defaults,
-        Arc::clone(&state.store),
-        Arc::clone(&env.file_system),
-    );
+    let (service, controller) =
+        ControllerService::new(state.image, Arc::clone(&state.store), Arc::clone(&env.file_system));
     background.spawn(service.run(stop.clone()));
     let services = Arc::new(Services::new(
         node_id,

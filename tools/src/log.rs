@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use highwater_broker_core::controller::image::Defaults;
-use highwater_broker_core::controller::snapshot;
+use highwater_broker_core::controller::{snapshot, topics_file};
 use highwater_broker_core::log::directory;
 use highwater_broker_core::log::scan::SegmentBytes;
 use highwater_broker_core::log::segment_name::SegmentName;
@@ -145,10 +145,12 @@ impl TopicNames {
     fn read(root: &Path) -> anyhow::Result<Self> {
         let path = root.join(directory::STATE).join(TOPICS_STATE);
         let Some(bytes) = read_small(&path)? else { return Ok(Self::default()) };
-        let image = snapshot::decode(&bytes, Vec::new(), &Defaults::default());
-        Ok(Self(image.map_or_else(
+        if let Ok(image) = snapshot::decode(&bytes) {
+            return Ok(Self(image.topics().map(|topic| (topic.id, topic.name.clone())).collect()));
+        }
+        Ok(Self(topics_file::decode(&bytes, &Defaults::default()).map_or_else(
             |_damaged| BTreeMap::new(),
-            |image| image.topics().map(|topic| (topic.id, topic.name.clone())).collect(),
+            |file| file.topics.into_iter().map(|topic| (topic.id, topic.name)).collect(),
         )))
     }
 

@@ -4,8 +4,11 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// When written records are brought to stable storage, and whether the high watermark waits for it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub enum Durability {
     /// Flushed at once; the high watermark is made of flushed ends. Survives a power cut of every broker at once.
     #[default]
@@ -70,6 +73,21 @@ impl fmt::Display for Durability {
             Self::Interval(interval) => write!(f, "interval({})", humantime::format_duration(*interval)),
             Self::Os => f.write_str("os"),
         }
+    }
+}
+
+/// Recorded as the text that people write: a later form of it stays readable.
+impl From<Durability> for String {
+    fn from(durability: Durability) -> Self {
+        durability.to_string()
+    }
+}
+
+impl TryFrom<String> for Durability {
+    type Error = InvalidDurability;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
     }
 }
 

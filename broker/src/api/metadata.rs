@@ -1,6 +1,8 @@
 //! `Metadata`: where things are.
 
-use highwater_broker_core::controller::image::{ClusterImage, Topic};
+use std::sync::Arc;
+
+use highwater_broker_core::controller::image::{Broker, ClusterImage, Topic};
 use highwater_protocol::error_code::ErrorCode;
 use highwater_protocol::ids::TopicId;
 use highwater_protocol::messages::{BrokerInfo, MetadataReply, MetadataRequest, PartitionInfo, TopicInfo};
@@ -44,15 +46,18 @@ pub(crate) fn handle(
         cluster_id: Some(image.cluster_id.into()),
         version: image.version,
         controller: node.node_id.get(),
-        brokers: brokers(node, &image),
+        brokers: brokers(&image),
         topics,
     })
 }
 
-fn brokers(node: &Node, image: &ClusterImage) -> Vec<BrokerInfo> {
-    let info =
-        |node_id: u32| BrokerInfo { node_id, address: node.advertised.clone(), rack: node.rack.clone() };
-    image.brokers.iter().map(|id| info(id.get())).collect()
+fn brokers(image: &ClusterImage) -> Vec<BrokerInfo> {
+    let info = |broker: &Arc<Broker>| BrokerInfo {
+        node_id: broker.node_id.get(),
+        address: broker.address.clone(),
+        rack: broker.rack.clone(),
+    };
+    image.brokers().map(info).collect()
 }
 
 fn unknown() -> TopicInfo {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use highwater_broker_core::controller::command::{Command, Refusal, Reply};
-use highwater_broker_core::controller::image::{ClusterImage, Defaults};
+use highwater_broker_core::controller::image::ClusterImage;
 use highwater_broker_core::controller::snapshot;
 use highwater_protocol::error_code::ErrorCode;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -70,7 +70,6 @@ pub(crate) struct ControllerService {
     shared: Arc<ArcSwap<ClusterImage>>,
     versions: watch::Sender<u64>,
     image: ClusterImage,
-    defaults: Defaults,
     store: Arc<Store>,
     file_system: Arc<dyn FileSystem>,
 }
@@ -79,7 +78,6 @@ impl ControllerService {
     /// A controller that goes on from `image`.
     pub(crate) fn new(
         image: ClusterImage,
-        defaults: Defaults,
         store: Arc<Store>,
         file_system: Arc<dyn FileSystem>,
     ) -> (Self, ControllerHandle) {
@@ -87,7 +85,7 @@ impl ControllerService {
         let (versions, receiver) = watch::channel(image.version);
         let shared = Arc::new(ArcSwap::from_pointee(image.clone()));
         let handle = ControllerHandle { proposals: sender, image: Arc::clone(&shared), versions: receiver };
-        (Self { proposals, shared, versions, image, defaults, store, file_system }, handle)
+        (Self { proposals, shared, versions, image, store, file_system }, handle)
     }
 
     /// Serves until `shutdown` is cancelled. What was taken up by then is finished.
@@ -110,11 +108,7 @@ impl ControllerService {
         let mut next = self.image.clone();
         let mut replies = Vec::with_capacity(proposals.len());
         for Proposal { command, validate_only, reply } in proposals.drain(..) {
-            let result = if validate_only {
-                next.clone().apply(&command, &self.defaults)
-            } else {
-                next.apply(&command, &self.defaults)
-            };
+            let result = if validate_only { next.clone().apply(&command) } else { next.apply(&command) };
             if let (Ok(reply), false) = (&result, validate_only) {
                 info!(version = next.version, ?reply, "cluster image changed");
             }
@@ -140,7 +134,8 @@ impl ControllerService {
     }
 
     async fn save(&self, image: &ClusterImage) -> Result<(), ApiError> {
-        let bytes = snapshot::encode(image);
+        let bytes =
+            snapshot::encode(image).map_err(|error| ApiError::new(ErrorCode::Internal, error.to_string()))?;
         let store = Arc::clone(&self.store);
         let saved = io_thread::run(&*self.file_system, move || store.write_state(TOPICS_STATE, &bytes)).await;
         match saved {

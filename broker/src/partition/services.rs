@@ -103,8 +103,11 @@ impl Services {
         let services = Arc::clone(self);
         let task = async move {
             loop {
-                let command =
-                    ControllerCommand::RecordDurability { partition: handle.partition(), durability };
+                let command = ControllerCommand::RecordDurability {
+                    partition: handle.partition(),
+                    leader_epoch: None,
+                    durability,
+                };
                 match services.controller.propose(command, false).await {
                     Ok(_) => return handle.durability_recorded(durability),
                     // The topic is gone, or the broker is about to be.

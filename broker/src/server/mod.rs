@@ -41,8 +41,6 @@ pub(crate) struct Limits {
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) node_id: NodeId,
-    pub(crate) advertised: String,
-    pub(crate) rack: String,
     pub(crate) limits: Limits,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) random: Arc<dyn Random>,
@@ -64,8 +62,6 @@ pub(crate) struct Node {
 /// What a [`Node`] is made of.
 pub(crate) struct NodeParts {
     pub(crate) node_id: NodeId,
-    pub(crate) advertised: String,
-    pub(crate) rack: String,
     pub(crate) limits: Limits,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) random: Arc<dyn Random>,
@@ -83,8 +79,6 @@ impl Node {
     pub(crate) fn new(parts: NodeParts) -> Self {
         Self {
             node_id: parts.node_id,
-            advertised: parts.advertised,
-            rack: parts.rack,
             limits: parts.limits,
             clock: parts.clock,
             random: parts.random,

@@ -2,16 +2,43 @@
 
 use std::collections::BTreeMap;
 
-use highwater_protocol::error_code::ErrorCode;
-use highwater_protocol::ids::{TopicId, TopicPartition};
-use highwater_protocol::topic_name::InvalidTopicName;
+use highwater_protocol::ids::{
+    BrokerEpoch, ClusterId, DirectoryId, LeaderEpoch, NodeId, Offset, ProducerId, TopicId, TopicPartition,
+};
+use serde::{Deserialize, Serialize};
 
-use super::topic_config::InvalidSetting;
+use super::image::{Defaults, Partition};
+pub use super::refusal::Refusal;
 use crate::durability::Durability;
 
-/// A change of the cluster image.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The lowest feature level that this code can work at.
+pub const FEATURE_LEVEL_MIN: u32 = 1;
+/// The highest feature level that this code can work at.
+pub const FEATURE_LEVEL_MAX: u32 = 1;
+
+/// Commands in one [`Command::Batch`] at the most.
+pub const BATCH_COMMANDS_MAX: usize = 4096;
+
+/// Moves in one [`Command::StartMoves`], and changes in one [`Command::BalanceLeaders`], at the most.
+pub const MOVES_MAX: usize = 200_000;
+
+/// A change of the cluster image. New fields get `#[serde(default)]`; a new variant gets a level of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
+    /// The first command of a cluster.
+    Init {
+        /// Proposed by the first controller.
+        cluster_id: ClusterId,
+        /// What topics fall back to.
+        defaults: Defaults,
+        /// The level to begin at.
+        feature_level: u32,
+    },
+    /// Replaces what topics fall back to.
+    SetDefaults {
+        /// What topics fall back to.
+        defaults: Defaults,
+    },
     /// Makes a topic.
     CreateTopic {
         /// The new id.
@@ -49,13 +76,196 @@ pub enum Command {
     RecordDurability {
         /// The partition.
         partition: TopicPartition,
+        /// If set, only while this is its leader epoch.
+        #[serde(default)]
+        leader_epoch: Option<LeaderEpoch>,
         /// What holds from here on.
         durability: Durability,
     },
+    /// A broker comes, or comes again. It is given a new broker epoch unless this very incarnation has one already.
+    RegisterBroker {
+        /// Who.
+        node_id: NodeId,
+        /// Its data directory.
+        directory_id: DirectoryId,
+        /// Made at the start of its process.
+        incarnation: u128,
+        /// `host:port` for clients and brokers.
+        address: String,
+        /// Its failure domain; empty: none.
+        rack: String,
+        /// The lowest feature level that it can work at.
+        feature_min: u32,
+        /// The highest feature level that it can work at.
+        feature_max: u32,
+        /// It was not stopped in order since it last reported.
+        unclean: bool,
+        /// It has run under another kernel since it last reported: power may have been cut.
+        other_kernel: bool,
+        /// A flush has failed since it last reported.
+        flush_failed: bool,
+    },
+    /// A registered broker has opened its logs, or is heard of again: it can lead from here on.
+    BrokerReady {
+        /// Who.
+        node_id: NodeId,
+        /// Its registration.
+        broker_epoch: BrokerEpoch,
+    },
+    /// A broker is gone as far as the cluster is concerned: it leads nothing and is in no in-sync set.
+    FenceBroker {
+        /// Who.
+        node_id: NodeId,
+        /// Its registration.
+        broker_epoch: BrokerEpoch,
+    },
+    /// A broker wants to stop in order: what it leads goes to others.
+    StopBroker {
+        /// Who.
+        node_id: NodeId,
+        /// Its registration.
+        broker_epoch: BrokerEpoch,
+    },
+    /// A leader changes the in-sync set: compare and set on leader epoch and version.
+    AlterInSync {
+        /// The partition.
+        partition: TopicPartition,
+        /// The leader.
+        node_id: NodeId,
+        /// The leader's registration.
+        broker_epoch: BrokerEpoch,
+        /// The epoch that it leads.
+        leader_epoch: LeaderEpoch,
+        /// The version of the partition that it has seen.
+        version: u64,
+        /// The new set, each member with the registration of its session.
+        in_sync: Vec<(NodeId, BrokerEpoch)>,
+    },
+    /// A broker tells about its replica of a partition.
+    ReportReplica {
+        /// The partition.
+        partition: TopicPartition,
+        /// Whose replica.
+        node_id: NodeId,
+        /// Its registration.
+        broker_epoch: BrokerEpoch,
+        /// What there is to tell.
+        problem: ReplicaProblem,
+        /// How far its log goes; needed with [`ReplicaProblem::Ends`].
+        #[serde(default)]
+        ends: Option<ReplicaEnds>,
+    },
+    /// Elects damaged replicas where no clean member of the sets has answered for a lease.
+    ElectDamaged {},
+    /// A broker needs identities to give to producers.
+    AllocateProducerIds {
+        /// Who.
+        node_id: NodeId,
+        /// Its registration.
+        broker_epoch: BrokerEpoch,
+        /// How many.
+        count: u32,
+    },
+    /// Takes a broker out of placement, or back into it.
+    DrainBroker {
+        /// Who.
+        node_id: NodeId,
+        /// Out, or back.
+        draining: bool,
+    },
+    /// Forgets a broker that has no replica and does not run.
+    RemoveBroker {
+        /// Who.
+        node_id: NodeId,
+    },
+    /// Plans moves; they start as there is room for them.
+    StartMoves {
+        /// Each partition with the replicas that it is to have, preferred leader first.
+        moves: Vec<(TopicPartition, Vec<NodeId>)>,
+    },
+    /// Finishes moves that are done and starts planned ones.
+    AdvanceMoves {},
+    /// Drops planned moves and undoes those under way.
+    CancelMoves {},
+    /// Makes other replicas the preferred leaders, and hands leadership over where they are in sync.
+    BalanceLeaders {
+        /// Each partition with the replica that is to lead it.
+        changes: Vec<(TopicPartition, NodeId)>,
+    },
+    /// Elects a replica that may lack committed records.
+    ElectUnclean {
+        /// The partition.
+        partition: TopicPartition,
+        /// Whom.
+        node_id: NodeId,
+        /// The operator has read what is lost.
+        accept_loss: bool,
+    },
+    /// Changes how fast replicas may move.
+    SetThrottle {
+        /// On each broker; more than 0.
+        bytes_per_second: u64,
+    },
+    /// Allows what the level brings. It never goes back.
+    SetFeatureLevel {
+        /// The new level.
+        level: u32,
+    },
+    /// Takes the topics of a data directory over that is older than the replicated image.
+    ImportTopics {
+        /// The file with its topics.
+        snapshot: Vec<u8>,
+        /// The last leader epoch that it gave out.
+        leader_epoch: LeaderEpoch,
+    },
+    /// Several commands; each is carried out or refused on its own.
+    Batch(Vec<Command>),
+}
+
+impl Command {
+    /// The feature level that a cluster must have reached for this command. Level 0 is that of a cluster without one:
+    /// what it takes to get to a level is always allowed.
+    #[must_use]
+    pub fn level(&self) -> u32 {
+        match self {
+            Self::Init { .. }
+            | Self::RegisterBroker { .. }
+            | Self::BrokerReady { .. }
+            | Self::FenceBroker { .. }
+            | Self::StopBroker { .. }
+            | Self::SetFeatureLevel { .. }
+            // Each of its commands is judged on its own.
+            | Self::Batch(_) => 0,
+            _ => 1,
+        }
+    }
+}
+
+/// What a broker tells about one of its replicas. After each registration the replica counts as clean until told
+/// otherwise, so what is wrong is told before the broker says that it is ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ReplicaProblem {
+    /// A flush has failed, or bytes were cut that may have been acknowledged: not verified yet.
+    Suspect,
+    /// Ranges of the log cannot be read: holes.
+    Corrupt,
+    /// All is well again.
+    Recovered,
+    /// How far the log goes, while both sets are empty.
+    Ends,
+}
+
+/// How far a replica's log goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ReplicaEnds {
+    /// The leader epoch of its last batch; 0 if it is empty.
+    pub last_epoch: LeaderEpoch,
+    /// The next offset to be written.
+    pub log_end: Offset,
 }
 
 /// What came of a command that was carried out.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
     /// The topic is in the image.
     Created {
@@ -78,101 +288,39 @@ pub enum Reply {
     },
     /// The durability is recorded.
     Recorded,
-}
-
-/// Why a command changes nothing.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// The name is not allowed.
-    #[error("{0}")]
-    InvalidName(#[from] InvalidTopicName),
-    /// The name is taken.
-    #[error("topic '{0}' exists already")]
-    TopicExists(String),
-    /// No topic with this name, or with this name and id.
-    #[error("there is no topic '{name}'{}", hint(.near.as_deref()))]
-    UnknownTopic {
-        /// As asked.
-        name: String,
-        /// The nearest name that there is.
-        near: Option<String>,
+    /// The broker is registered.
+    Registered {
+        /// Its registration.
+        broker_epoch: BrokerEpoch,
+        /// The version of the image that has it.
+        version: u64,
     },
-    /// The topic has another id: it was deleted and made again.
-    #[error("topic '{name}' is another one now: its id is {found}, not {asked}")]
-    OtherTopic {
-        /// Its name.
-        name: String,
-        /// What was asked for.
-        asked: TopicId,
-        /// What it has.
-        found: TopicId,
+    /// Identities for producers: `count` of them from `first`.
+    ProducerIds {
+        /// The first one.
+        first: ProducerId,
+        /// How many.
+        count: u32,
     },
-    /// A setting is not allowed.
-    #[error("{0}")]
-    InvalidSetting(#[from] InvalidSetting),
-    /// Too many partitions.
-    #[error("a topic has from 1 to {max} partitions, not {asked}")]
-    Partitions {
-        /// What was asked for.
-        asked: u32,
-        /// The limit.
-        max: u32,
+    /// The partition as it is now.
+    Partition {
+        /// As it is now.
+        state: Partition,
     },
-    /// Fewer partitions than now.
-    #[error("topic '{name}' has {present} partitions and cannot shrink to {asked}: records would be lost")]
-    Shrinks {
-        /// Its name.
-        name: String,
-        /// Now.
-        present: u32,
-        /// What was asked for.
-        asked: u32,
+    /// Moves were started or cancelled.
+    Moves {
+        /// Partitions that changed their course.
+        changed: u32,
+        /// Partitions that could not: the new replicas alone hold what is committed.
+        kept: u32,
     },
-    /// The brokers cannot hold that many replicas.
-    #[error("replication {asked} needs {asked} brokers, the cluster has {brokers}")]
-    Replication {
-        /// What was asked for.
-        asked: u32,
-        /// Brokers there are.
-        brokers: u32,
+    /// The topics are taken over.
+    Imported {
+        /// How many.
+        topics: u32,
     },
-    /// The cluster would have too many partitions.
-    #[error("the cluster has {present} partitions and takes at most {max}: {asked} more do not fit")]
-    ClusterPartitions {
-        /// Now.
-        present: u64,
-        /// What was asked for.
-        asked: u64,
-        /// The limit.
-        max: u64,
-    },
-    /// The partition is not in the image.
-    #[error("there is no partition {0}")]
-    UnknownPartition(TopicPartition),
-    /// An id is used twice: the proposer's randomness is broken.
-    #[error("topic id {0} is in use")]
-    IdInUse(TopicId),
-}
-
-fn hint(near: Option<&str>) -> String {
-    near.map(|near| format!(", did you mean '{near}'?")).unwrap_or_default()
-}
-
-impl Refusal {
-    /// The code on the wire.
-    #[must_use]
-    pub const fn code(&self) -> ErrorCode {
-        match self {
-            Self::InvalidName(_) => ErrorCode::InvalidTopicName,
-            Self::TopicExists(_) => ErrorCode::TopicExists,
-            Self::UnknownTopic { .. } | Self::OtherTopic { .. } => ErrorCode::UnknownTopic,
-            Self::InvalidSetting(_) => ErrorCode::InvalidConfig,
-            Self::Partitions { .. } | Self::Shrinks { .. } | Self::ClusterPartitions { .. } => {
-                ErrorCode::InvalidPartitions
-            }
-            Self::Replication { .. } => ErrorCode::InvalidReplication,
-            Self::UnknownPartition(_) => ErrorCode::UnknownPartition,
-            Self::IdInUse(_) => ErrorCode::Internal,
-        }
-    }
+    /// It is as asked for.
+    Done,
+    /// One outcome for each command of a batch.
+    Batch(Vec<Result<Reply, Refusal>>),
 }

@@ -1,38 +1,35 @@
-//! The image as bytes, for the small file that holds it until the controller's log does.
+//! The image as bytes: what a new replica of the controller starts from.
 //!
 //! ```text
-//! envelope "HWTI" around: version u64 | cluster_id 16 bytes | topic_count u32 | topics
-//! topic: id 16 bytes | name | replication u32 | created_at_us i64 | override_count u32 | (name | value)… |
-//!        partition_count u32 | partitions          partition: replica_count u32 | node u32 … | durability text
-//! text: length u32 | bytes                         — little-endian
+//! envelope "HWCI", format 1, around a map by field name (MessagePack): readers pass over fields that they do not know, and
+//! take the default for those that are missing
 //! ```
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use bytes::{Buf, BufMut};
-use highwater_protocol::ids::{ClusterId, NodeId, TopicId};
+use highwater_protocol::ids::{ClusterId, NodeId, TopicId, TopicPartition};
+use serde::{Deserialize, Serialize};
 
-use super::image::{ClusterImage, Defaults, Partition, Topic};
+use super::image::{Broker, ClusterImage, Defaults, MOVE_BYTES_PER_SECOND, Move, Partition, Topic};
+use super::producer_ids::ProducerIds;
 use super::topic_config::{InvalidSetting, TopicConfig};
 use crate::log::envelope::{self, FormatError};
 
-const MAGIC: [u8; 4] = *b"HWTI";
+const MAGIC: [u8; 4] = *b"HWCI";
 const FORMAT: u16 = 1;
-
-/// Bytes of one text in a snapshot. Names and settings are far shorter.
-const TEXT_BYTES_MAX: usize = 64 << 10;
 
 /// Why bytes are not an image.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SnapshotError {
     /// Not such a file, of a newer version, or damaged.
-    #[error("the topics file is bad: {0}")]
+    #[error("the cluster image is bad: {0}")]
     Format(#[from] FormatError),
-    /// The bytes end early or contradict themselves.
-    #[error("the topics file is damaged: {0}")]
-    Damaged(&'static str),
+    /// The bytes contradict themselves.
+    #[error("the cluster image is damaged: {0}")]
+    Damaged(String),
     /// A setting that this version does not take.
-    #[error("the topics file has topic '{topic}' with a setting that this broker does not take: {error}")]
+    #[error("the cluster image has topic '{topic}' with a setting that this broker does not take: {error}")]
     Setting {
         /// The topic's name.
         topic: String,
@@ -41,185 +38,175 @@ pub enum SnapshotError {
     },
 }
 
-/// Encodes an image.
-#[must_use]
-pub fn encode(image: &ClusterImage) -> Vec<u8> {
-    let mut out = Vec::new();
-    out.put_u64_le(image.version);
-    out.put_slice(&image.cluster_id.to_bytes());
-    out.put_u32_le(image.topics().count() as u32);
-    for topic in image.topics() {
-        out.put_slice(&topic.id.to_bytes());
-        put_text(&mut out, &topic.name);
-        out.put_u32_le(topic.replication);
-        out.put_i64_le(topic.created_at_us);
-        out.put_u32_le(topic.overrides.len() as u32);
-        for (name, value) in &topic.overrides {
-            put_text(&mut out, name);
-            put_text(&mut out, value);
-        }
-        out.put_u32_le(topic.partitions.len() as u32);
-        for partition in &topic.partitions {
-            out.put_u32_le(partition.replicas.len() as u32);
-            for node in &partition.replicas {
-                out.put_u32_le(node.get());
-            }
-            put_text(&mut out, &partition.durability_effective.to_string());
-        }
-    }
-    envelope::wrap(MAGIC, FORMAT, &out)
+#[derive(Serialize, Deserialize)]
+struct ImageRecord {
+    version: u64,
+    cluster_id: ClusterId,
+    #[serde(default)]
+    feature_level: u32,
+    #[serde(default)]
+    defaults: Defaults,
+    #[serde(default)]
+    brokers: Vec<Broker>,
+    #[serde(default)]
+    topics: Vec<TopicRecord>,
+    #[serde(default)]
+    producers: ProducerIds,
+    next_broker_epoch: u64,
+    #[serde(default = "move_bytes_per_second")]
+    move_bytes_per_second: u64,
+    #[serde(default)]
+    moves: Vec<(TopicPartition, Move)>,
+    #[serde(default)]
+    rebalance_wanted: bool,
 }
 
-/// Decodes an image. `brokers` and `defaults` are the broker's own: they are configuration, not metadata.
+#[derive(Serialize, Deserialize)]
+struct TopicRecord {
+    id: TopicId,
+    name: String,
+    replication: u32,
+    #[serde(default)]
+    created_at_us: i64,
+    #[serde(default)]
+    overrides: BTreeMap<String, String>,
+    partitions: Vec<Partition>,
+}
+
+const fn move_bytes_per_second() -> u64 {
+    MOVE_BYTES_PER_SECOND
+}
+
+/// Encodes an image.
+///
+/// # Errors
+/// When it does not fit the format, which is a defect: bounds on an image are far below those of the format.
+pub fn encode(image: &ClusterImage) -> Result<Vec<u8>, SnapshotError> {
+    let topic = |topic: &Arc<Topic>| TopicRecord {
+        id: topic.id,
+        name: topic.name.clone(),
+        replication: topic.replication,
+        created_at_us: topic.created_at_us,
+        overrides: topic.overrides.clone(),
+        partitions: topic.partitions.clone(),
+    };
+    let record = ImageRecord {
+        version: image.version,
+        cluster_id: image.cluster_id,
+        feature_level: image.feature_level,
+        defaults: image.defaults.clone(),
+        brokers: image.brokers.values().map(|broker| Broker::clone(broker)).collect(),
+        topics: image.topics.values().map(topic).collect(),
+        producers: image.producers.clone(),
+        next_broker_epoch: image.next_broker_epoch,
+        move_bytes_per_second: image.move_bytes_per_second,
+        moves: image.moves.iter().map(|(id, planned)| (*id, planned.clone())).collect(),
+        rebalance_wanted: image.rebalance_wanted,
+    };
+    let payload =
+        rmp_serde::to_vec_named(&record).map_err(|error| SnapshotError::Damaged(error.to_string()))?;
+    Ok(envelope::wrap(MAGIC, FORMAT, &payload))
+}
+
+/// Decodes an image. Hole H12: what is damaged is an error, never an image with less in it.
 ///
 /// # Errors
 /// When the bytes are not a whole image that this version understands.
-pub fn decode(
-    bytes: &[u8],
-    brokers: Vec<NodeId>,
-    defaults: &Defaults,
-) -> Result<ClusterImage, SnapshotError> {
-    let (_format, mut payload) = envelope::unwrap(MAGIC, FORMAT, bytes)?;
-    let input = &mut payload;
-    let version = input.try_get_u64_le().map_err(|_| SHORT)?;
-    let mut image = ClusterImage::empty(ClusterId::from_bytes(take_id(input)?), brokers);
-    image.version = version;
-    let topic_count = take_u32(input)?;
-    for _ in 0..topic_count {
-        let topic = take_topic(input, defaults)?;
-        if image.topic(topic.id).is_some() || image.topic_named(&topic.name).is_some() {
-            return Err(SnapshotError::Damaged("a topic is there twice"));
+pub fn decode(bytes: &[u8]) -> Result<ClusterImage, SnapshotError> {
+    let (_format, payload) = envelope::unwrap(MAGIC, FORMAT, bytes)?;
+    let mut rest = payload;
+    let record = ImageRecord::deserialize(&mut rmp_serde::Deserializer::new(&mut rest))
+        .map_err(|error| SnapshotError::Damaged(error.to_string()))?;
+    if !rest.is_empty() {
+        return Err(SnapshotError::Damaged("bytes after its end".to_owned()));
+    }
+    let mut image = ClusterImage {
+        version: record.version,
+        cluster_id: record.cluster_id,
+        feature_level: record.feature_level,
+        defaults: record.defaults,
+        producers: record.producers,
+        next_broker_epoch: record.next_broker_epoch,
+        move_bytes_per_second: record.move_bytes_per_second,
+        moves: record.moves.into_iter().collect(),
+        rebalance_wanted: record.rebalance_wanted,
+        ..ClusterImage::default()
+    };
+    image.brokers = by_node(record.brokers)?;
+    for topic in record.topics {
+        let config = TopicConfig::with_overrides(&image.defaults.config, &topic.overrides, topic.replication)
+            .map_err(|error| SnapshotError::Setting { topic: topic.name.clone(), error })?;
+        let TopicRecord { id, name, replication, created_at_us, overrides, partitions } = topic;
+        if image.topic(id).is_some() || image.topic_named(&name).is_some() {
+            return Err(SnapshotError::Damaged(format!("topic '{name}' is there twice")));
         }
-        image.insert(topic);
+        image.insert(Topic { id, name, replication, created_at_us, overrides, config, partitions });
     }
-    if input.is_empty() { Ok(image) } else { Err(SnapshotError::Damaged("bytes after its end")) }
+    Ok(image)
 }
 
-const SHORT: SnapshotError = SnapshotError::Damaged("it ends early");
-
-fn take_topic(input: &mut &[u8], defaults: &Defaults) -> Result<Topic, SnapshotError> {
-    let id = TopicId::from_bytes(take_id(input)?);
-    let name = take_text(input)?;
-    let replication = take_u32(input)?;
-    let created_at_us = input.try_get_i64_le().map_err(|_| SHORT)?;
-    let mut overrides = BTreeMap::new();
-    for _ in 0..take_u32(input)? {
-        overrides.insert(take_text(input)?, take_text(input)?);
+fn by_node(brokers: Vec<Broker>) -> Result<BTreeMap<NodeId, Arc<Broker>>, SnapshotError> {
+    let count = brokers.len();
+    let brokers: BTreeMap<NodeId, Arc<Broker>> =
+        brokers.into_iter().map(|broker| (broker.node_id, Arc::new(broker))).collect();
+    if brokers.len() != count {
+        return Err(SnapshotError::Damaged("a broker is there twice".to_owned()));
     }
-    let config = TopicConfig::with_overrides(&defaults.config, &overrides, replication)
-        .map_err(|error| SnapshotError::Setting { topic: name.clone(), error })?;
-    // No capacity from the count: a damaged one must not become an allocation.
-    let mut partitions = Vec::new();
-    for _ in 0..take_u32(input)? {
-        let mut replicas = Vec::new();
-        for _ in 0..take_u32(input)? {
-            replicas.push(NodeId(take_u32(input)?));
-        }
-        let durability_effective =
-            take_text(input)?.parse().map_err(|_| SnapshotError::Damaged("a durability is none"))?;
-        partitions.push(Partition { replicas, durability_effective });
-    }
-    Ok(Topic { id, name, replication, created_at_us, overrides, config, partitions })
-}
-
-fn put_text(out: &mut Vec<u8>, text: &str) {
-    out.put_u32_le(text.len() as u32);
-    out.put_slice(text.as_bytes());
-}
-
-fn take_u32(input: &mut &[u8]) -> Result<u32, SnapshotError> {
-    input.try_get_u32_le().map_err(|_| SHORT)
-}
-
-fn take_id(input: &mut &[u8]) -> Result<[u8; 16], SnapshotError> {
-    let mut id = [0; 16];
-    input.try_copy_to_slice(&mut id).map_err(|_| SHORT)?;
-    Ok(id)
-}
-
-fn take_text(input: &mut &[u8]) -> Result<String, SnapshotError> {
-    let length = take_u32(input)? as usize;
-    if length > TEXT_BYTES_MAX {
-        return Err(SnapshotError::Damaged("a text is too long"));
-    }
-    let (text, rest) = input.split_at_checked(length).ok_or(SHORT)?;
-    *input = rest;
-    String::from_utf8(text.to_vec()).map_err(|_| SnapshotError::Damaged("a text is not UTF-8"))
+    Ok(brokers)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::command::Command;
+    use super::super::testing::{create, image_with_brokers, ok};
     use super::*;
 
     fn image() -> ClusterImage {
-        let mut image = ClusterImage::empty(ClusterId(9), vec![NodeId(1)]);
-        for (id, name) in [(3, "b"), (2, "a")] {
-            let config = BTreeMap::from([("durability".to_owned(), "interval(5ms)".to_owned())]);
-            let topic_id = TopicId(id);
-            let name = name.to_owned();
-            let create = Command::CreateTopic {
-                topic_id,
-                name,
-                partitions: 2,
-                replication: 1,
-                config,
-                created_at_us: -4,
-            };
-            image.apply(&create, &Defaults::default()).unwrap();
-        }
+        let mut image = image_with_brokers(3);
+        ok(&mut image, &create(3, "b", 2, 3));
+        ok(&mut image, &create(2, "a", 2, 2));
         image
     }
 
     #[test]
     fn an_image_round_trips() {
         let image = image();
-        let decoded = decode(&encode(&image), vec![NodeId(1)], &Defaults::default());
-        assert_eq!(decoded, Ok(image));
+        assert_eq!(decode(&encode(&image).unwrap()), Ok(image));
+        assert_eq!(decode(&encode(&ClusterImage::default()).unwrap()), Ok(ClusterImage::default()));
     }
 
     #[test]
-    fn bytes_that_are_cut_or_changed_never_panic() {
-        let bytes = encode(&image());
+    fn h12_bytes_that_are_cut_or_changed_are_never_an_image() {
+        let bytes = encode(&image()).unwrap();
         for cut in 0..bytes.len() {
-            assert!(decode(&bytes[..cut], vec![], &Defaults::default()).is_err(), "cut at {cut}");
+            assert!(decode(&bytes[..cut]).is_err(), "cut at {cut}");
         }
         for at in 0..bytes.len() {
             let mut changed = bytes.clone();
             changed[at] ^= 0xff;
-            assert!(decode(&changed, vec![], &Defaults::default()).is_err(), "changed at {at}");
+            assert!(decode(&changed).is_err(), "changed at {at}");
         }
     }
 
     #[test]
     fn a_payload_that_contradicts_itself_never_panics() {
-        let (_, payload) =
-            envelope::unwrap(MAGIC, FORMAT, &encode(&image())).map(|(v, p)| (v, p.to_vec())).unwrap();
+        let bytes = encode(&image()).unwrap();
+        let payload = envelope::unwrap(MAGIC, FORMAT, &bytes).unwrap().1.to_vec();
         for at in 0..payload.len() {
             let mut changed = payload.clone();
             changed[at] ^= 0xff;
-            let _any_result_will_do =
-                decode(&envelope::wrap(MAGIC, FORMAT, &changed), vec![], &Defaults::default());
+            let _any_result_will_do = decode(&envelope::wrap(MAGIC, FORMAT, &changed));
         }
         let mut longer = payload;
         longer.push(0);
-        assert_eq!(
-            decode(&envelope::wrap(MAGIC, FORMAT, &longer), vec![], &Defaults::default()),
-            Err(SnapshotError::Damaged("bytes after its end"))
-        );
+        let error = decode(&envelope::wrap(MAGIC, FORMAT, &longer));
+        assert_eq!(error, Err(SnapshotError::Damaged("bytes after its end".to_owned())));
     }
 
     #[test]
     fn another_format_is_named() {
         let newer = envelope::wrap(MAGIC, FORMAT + 1, &[]);
-        assert_eq!(
-            decode(&newer, vec![], &Defaults::default()),
-            Err(SnapshotError::Format(FormatError::Version(FORMAT + 1)))
-        );
-        let other = envelope::wrap(*b"HWXX", FORMAT, &[]);
-        assert!(matches!(
-            decode(&other, vec![], &Defaults::default()),
-            Err(SnapshotError::Format(FormatError::Magic(_)))
-        ));
+        assert_eq!(decode(&newer), Err(SnapshotError::Format(FormatError::Version(FORMAT + 1))));
+        let other = envelope::wrap(*b"HWTI", FORMAT, &[]);
+        assert!(matches!(decode(&other), Err(SnapshotError::Format(FormatError::Magic(_)))));
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use highwater_protocol::limits::BATCH_BYTES_MAX;
+use serde::{Deserialize, Serialize};
 
 use crate::durability::{Durability, InvalidDurability};
 
@@ -17,7 +18,8 @@ pub const SEGMENT_BYTES_MAX: u64 = 2 << 30;
 pub const SEGMENT_AGE_MIN: Duration = Duration::from_secs(1);
 
 /// Every setting with its value.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct TopicConfig {
     /// When records are flushed and what the high watermark waits for.
     pub durability: Durability,

@@ -1,0 +1,293 @@
+//! Replicas that change places: planned, copied, finished or undone; and leaderships that do.
+//!
+//! A move is finished in two steps. When all new replicas are in sync, leadership goes to one that stays. When it is
+//! there, the old replicas are given up, and only then does anybody drop data.
+
+use std::collections::BTreeMap;
+
+use highwater_protocol::ids::{NodeId, TopicPartition};
+
+use super::command::{Command, MOVES_MAX, Refusal, Reply};
+use super::image::{ClusterImage, Effect, Move};
+use super::partition::{Around, Partition};
+
+/// Partitions that one broker copies at a time, so that the throttle is shared by few and each is done soon.
+const MOVES_AT_ONCE_MAX: usize = 8;
+
+impl Partition {
+    /// Sets out from `from` to `to`.
+    fn start_move(&mut self, to: &[NodeId]) {
+        self.adding = to.iter().filter(|node| !self.replicas.contains(node)).copied().collect();
+        self.removing = self.replicas.iter().filter(|node| !to.contains(node)).copied().collect();
+        self.replicas = to.iter().chain(&self.removing).copied().collect();
+    }
+
+    /// Whether those who stay could do without those who go.
+    fn can_finish(&self, around: Around<'_>) -> bool {
+        let staying = self.in_sync.iter().filter(|node| !self.removing.contains(node)).count();
+        self.adding.iter().all(|node| self.in_sync.contains(node)) && staying >= around.min
+    }
+
+    /// One step towards the end of the move; whether it is over.
+    fn advance_move(&mut self, around: Around<'_>) -> bool {
+        if !self.can_finish(around) && !cfg!(hw_mutate = "move_drops_early") {
+            return false;
+        }
+        if let Some(leader) = self.leader
+            && self.removing.contains(&leader)
+        {
+            let heir = self.clean_heir(around, leader).filter(|heir| !self.removing.contains(heir));
+            if heir.is_some() {
+                self.set_leader(heir);
+            }
+            return false;
+        }
+        let removing = std::mem::take(&mut self.removing);
+        self.adding.clear();
+        self.drop_replicas(&removing);
+        self.settle(around.min);
+        true
+    }
+
+    /// Undoes a move under way, unless the new replicas alone hold what is committed; whether it is undone.
+    fn cancel_move(&mut self, around: Around<'_>, from: &[NodeId]) -> bool {
+        let adding = |node: &NodeId| self.adding.contains(node);
+        let staying = self.in_sync.iter().filter(|node| !adding(node)).count();
+        let none_holds =
+            !self.in_sync.iter().chain(&self.eligible).chain(&self.last_sets).any(|node| adding(node));
+        if staying < around.min && !none_holds {
+            return false;
+        }
+        let adding = std::mem::take(&mut self.adding);
+        self.removing.clear();
+        self.replicas = from.to_vec();
+        self.drop_replicas(&adding);
+        self.elect(around, false);
+        true
+    }
+
+    fn drop_replicas(&mut self, gone: &[NodeId]) {
+        let stays = |node: &NodeId| !gone.contains(node);
+        self.replicas.retain(stays);
+        self.in_sync.retain(stays);
+        self.eligible.retain(stays);
+        self.last_sets.retain(stays);
+        self.damaged.retain(stays);
+        self.reports.retain(|report| stays(&report.node_id));
+    }
+}
+
+impl ClusterImage {
+    /// Commands about moves.
+    pub(super) fn apply_to_moves(&mut self, command: &Command) -> Result<Effect, Refusal> {
+        match command {
+            Command::StartMoves { moves } => self.start_moves(moves),
+            Command::AdvanceMoves {} => {
+                let changed = self.advance_moves();
+                let reply = Reply::Moves { changed, kept: 0 };
+                Ok(if changed > 0 { Effect::Changed(reply) } else { Effect::Nothing(reply) })
+            }
+            Command::CancelMoves {} => Ok(self.cancel_moves()),
+            Command::BalanceLeaders { changes } => self.balance_leaders(changes),
+            Command::SetThrottle { bytes_per_second } => {
+                if *bytes_per_second == 0 {
+                    return Err(Refusal::Invalid(
+                        "replicas that move at 0 bytes a second never arrive: cancel the moves instead"
+                            .to_owned(),
+                    ));
+                }
+                self.move_bytes_per_second = *bytes_per_second;
+                Ok(Effect::Changed(Reply::Done))
+            }
+            _ => Err(Refusal::Invalid("not a command about moves".to_owned())),
+        }
+    }
+
+    fn start_moves(&mut self, moves: &[(TopicPartition, Vec<NodeId>)]) -> Result<Effect, Refusal> {
+        if moves.len() > MOVES_MAX {
+            return Err(Refusal::Invalid(format!("at most {MOVES_MAX} moves at a time")));
+        }
+        for (id, to) in moves {
+            self.check_move(*id, to)?;
+        }
+        self.rebalance_wanted = false;
+        let (mut changed, mut kept) = (0, 0);
+        for (id, to) in moves {
+            // What was planned before gives way; what is under way is undone first.
+            if !self.cancel_one(*id) {
+                kept += 1;
+                continue;
+            }
+            let Some(partition) = self.partition(*id) else { continue };
+            if partition.replicas == *to {
+                continue;
+            }
+            let from = partition.replicas.clone();
+            self.moves.insert(*id, Move { from, to: to.clone(), started: false });
+            changed += 1;
+        }
+        self.advance_moves();
+        Ok(Effect::Changed(Reply::Moves { changed, kept }))
+    }
+
+    fn check_move(&self, id: TopicPartition, to: &[NodeId]) -> Result<(), Refusal> {
+        let partition = self.partition(id).ok_or(Refusal::UnknownPartition(id))?;
+        let replication = self.topic(id.topic_id).map_or(0, |topic| topic.replication) as usize;
+        let twice = to.iter().enumerate().any(|(place, node)| to[..place].contains(node));
+        if twice || to.len() != replication {
+            return Err(Refusal::Invalid(format!(
+                "partition {id} has {replication} replicas and cannot be moved to {} different brokers",
+                to.len()
+            )));
+        }
+        for node in to {
+            let broker = self.broker(*node).ok_or(Refusal::UnknownBroker(*node))?;
+            if !partition.is_replica(*node) && !broker.takes_replicas() {
+                return Err(Refusal::Conflict(format!(
+                    "broker {node} is {} and gets no replica of partition {id}",
+                    broker.state_name()
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Finishes moves that are done, and starts planned ones where there is room; how many partitions changed.
+    pub(super) fn advance_moves(&mut self) -> u32 {
+        if self.moves.is_empty() {
+            return 0;
+        }
+        self.finish_moves() + self.start_planned()
+    }
+
+    fn finish_moves(&mut self) -> u32 {
+        let under_way: Vec<TopicPartition> =
+            self.moves.iter().filter(|(_, planned)| planned.started).map(|(id, _)| *id).collect();
+        let mut changed = 0;
+        for id in under_way {
+            let before = self.partition(id).map(|partition| partition.version);
+            if !self.can_advance(id) {
+                continue;
+            }
+            let mut over = false;
+            // The partition is there: topics take their moves with them.
+            let _known = self.change_partition(id, |partition, around| over = partition.advance_move(around));
+            changed += u32::from(before != self.partition(id).map(|partition| partition.version));
+            if over {
+                self.moves.remove(&id);
+            }
+        }
+        changed
+    }
+
+    /// Whether a step of the move under way would change something.
+    fn can_advance(&self, id: TopicPartition) -> bool {
+        let Some(topic) = self.topic(id.topic_id) else { return false };
+        let around = Around::of(topic, &self.brokers);
+        topic.partition(id.partition).is_some_and(|partition| {
+            let mut next = partition.clone();
+            next.advance_move(around);
+            next != *partition
+        })
+    }
+
+    fn start_planned(&mut self) -> u32 {
+        let mut busy: BTreeMap<NodeId, usize> = BTreeMap::new();
+        for id in self.moves.iter().filter(|(_, planned)| planned.started).map(|(id, _)| *id) {
+            for node in self.partition(id).map(|partition| partition.adding.clone()).unwrap_or_default() {
+                *busy.entry(node).or_default() += 1;
+            }
+        }
+        let planned: Vec<(TopicPartition, Vec<NodeId>)> = self
+            .moves
+            .iter()
+            .filter(|(_, planned)| !planned.started)
+            .map(|(id, planned)| (*id, planned.to.clone()))
+            .collect();
+        let mut changed = 0;
+        for (id, to) in planned {
+            let Some(partition) = self.partition(id) else { continue };
+            let adding: Vec<NodeId> =
+                to.iter().filter(|node| !partition.is_replica(**node)).copied().collect();
+            let free = |node: &NodeId| busy.get(node).copied().unwrap_or(0) < MOVES_AT_ONCE_MAX;
+            if !adding.iter().all(free) {
+                continue;
+            }
+            for node in adding {
+                *busy.entry(node).or_default() += 1;
+            }
+            let _known = self.change_partition(id, |partition, _| partition.start_move(&to));
+            if let Some(planned) = self.moves.get_mut(&id) {
+                planned.started = true;
+            }
+            changed += 1;
+        }
+        changed
+    }
+
+    fn cancel_moves(&mut self) -> Effect {
+        let all: Vec<TopicPartition> = self.moves.keys().copied().collect();
+        let (mut changed, mut kept) = (0, 0);
+        for id in all {
+            if self.cancel_one(id) { changed += 1 } else { kept += 1 }
+        }
+        let wanted = std::mem::take(&mut self.rebalance_wanted);
+        let reply = Reply::Moves { changed, kept };
+        if changed > 0 || wanted { Effect::Changed(reply) } else { Effect::Nothing(reply) }
+    }
+
+    /// Takes a move back; whether the partition has none now.
+    fn cancel_one(&mut self, id: TopicPartition) -> bool {
+        let Some(planned) = self.moves.get(&id).cloned() else { return true };
+        let mut undone = true;
+        if planned.started {
+            let _known = self.change_partition(id, |partition, around| {
+                undone = partition.cancel_move(around, &planned.from);
+            });
+        }
+        if undone {
+            self.moves.remove(&id);
+        }
+        undone
+    }
+
+    fn balance_leaders(&mut self, changes: &[(TopicPartition, NodeId)]) -> Result<Effect, Refusal> {
+        if changes.len() > MOVES_MAX {
+            return Err(Refusal::Invalid(format!("at most {MOVES_MAX} changes at a time")));
+        }
+        for (id, node_id) in changes {
+            let partition = self.partition(*id).ok_or(Refusal::UnknownPartition(*id))?;
+            if !partition.is_replica(*node_id) || partition.removing.contains(node_id) {
+                let (partition, node_id) = (*id, *node_id);
+                return Err(Refusal::Ineligible {
+                    partition,
+                    node_id,
+                    why: "it has no replica that stays".to_owned(),
+                });
+            }
+        }
+        for (id, node) in changes {
+            self.change_partition(*id, |partition, around| partition.prefer(around, *node))?;
+            if let Some(planned) = self.moves.get_mut(id)
+                && let Some(place) = planned.to.iter().position(|member| member == node)
+            {
+                planned.to[..=place].rotate_right(1);
+            }
+        }
+        Ok(Effect::Changed(Reply::Moves { changed: changes.len() as u32, kept: 0 }))
+    }
+}
+
+impl Partition {
+    /// Makes the replica the preferred leader, and the leader if it can be.
+    fn prefer(&mut self, around: Around<'_>, node: NodeId) {
+        if let Some(place) = self.replicas.iter().position(|replica| *replica == node) {
+            self.replicas[..=place].rotate_right(1);
+        }
+        let can_lead =
+            self.in_sync.contains(&node) && around.is_active(node) && !self.damaged.contains(&node);
+        if can_lead && self.leader.is_some() {
+            self.set_leader(Some(node));
+        }
+    }
+}

@@ -1,0 +1,2 @@
+mod sets;
+mod topics;
