@@ -164,7 +164,7 @@ impl ClusterImage {
             let (broker_epoch, version) = (known.broker_epoch, self.version);
             return Ok(Effect::Nothing(Reply::Registered { broker_epoch, version }));
         }
-        if known.is_none() {
+        if known.is_none() && !self.topics.is_empty() {
             self.rebalance_wanted = true;
         }
         let (node, broker_epoch) = (broker.node_id, broker.broker_epoch);
@@ -212,9 +212,7 @@ impl ClusterImage {
             return Ok(Effect::Nothing(Reply::Done));
         }
         Arc::make_mut(broker).draining = draining;
-        if !draining {
-            self.rebalance_wanted = true;
-        }
+        self.rebalance_wanted = true;
         Ok(Effect::Changed(Reply::Done))
     }
 

@@ -3,7 +3,7 @@
 //! Everything that the controller decides is a function of an image and a command, so that every broker that has applied
 //! the same commands has the same image. Nothing depends on a broker's own configuration: defaults are in the image.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use highwater_protocol::ids::{
@@ -63,7 +63,7 @@ pub struct ClusterImage {
     pub(super) move_bytes_per_second: u64,
     /// Planned and under way.
     pub(super) moves: BTreeMap<TopicPartition, Move>,
-    /// A broker has come (back) that placement does not count on yet.
+    /// A broker has come, or is to be emptied, or back in service: a plan has to be made.
     pub(super) rebalance_wanted: bool,
 }
 
@@ -346,10 +346,5 @@ impl ClusterImage {
             return Err(Refusal::Level { needs, has });
         }
         Ok(())
-    }
-
-    /// Brokers that new replicas may be placed on, by id.
-    pub(super) fn placeable(&self) -> BTreeSet<NodeId> {
-        self.brokers.values().filter(|broker| broker.takes_replicas()).map(|broker| broker.node_id).collect()
     }
 }

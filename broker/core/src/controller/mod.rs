@@ -12,6 +12,7 @@ mod moves;
 mod partition;
 pub mod placement;
 mod producer_ids;
+pub mod reassignment;
 pub mod refusal;
 pub mod snapshot;
 pub mod topic_config;

@@ -160,6 +160,13 @@ impl ClusterImage {
         self.finish_moves() + self.start_planned()
     }
 
+    /// Whether [`Command::AdvanceMoves`] would change something.
+    #[must_use]
+    pub fn moves_are_due(&self) -> bool {
+        let started = self.moves.iter().any(|(id, planned)| planned.started && self.can_advance(*id));
+        started || self.startable().next().is_some()
+    }
+
     fn finish_moves(&mut self) -> u32 {
         let under_way: Vec<TopicPartition> =
             self.moves.iter().filter(|(_, planned)| planned.started).map(|(id, _)| *id).collect();
@@ -192,37 +199,36 @@ impl ClusterImage {
     }
 
     fn start_planned(&mut self) -> u32 {
-        let mut busy: BTreeMap<NodeId, usize> = BTreeMap::new();
-        for id in self.moves.iter().filter(|(_, planned)| planned.started).map(|(id, _)| *id) {
-            for node in self.partition(id).map(|partition| partition.adding.clone()).unwrap_or_default() {
-                *busy.entry(node).or_default() += 1;
-            }
-        }
-        let planned: Vec<(TopicPartition, Vec<NodeId>)> = self
-            .moves
-            .iter()
-            .filter(|(_, planned)| !planned.started)
-            .map(|(id, planned)| (*id, planned.to.clone()))
-            .collect();
-        let mut changed = 0;
-        for (id, to) in planned {
-            let Some(partition) = self.partition(id) else { continue };
-            let adding: Vec<NodeId> =
-                to.iter().filter(|node| !partition.is_replica(**node)).copied().collect();
-            let free = |node: &NodeId| busy.get(node).copied().unwrap_or(0) < MOVES_AT_ONCE_MAX;
-            if !adding.iter().all(free) {
-                continue;
-            }
-            for node in adding {
-                *busy.entry(node).or_default() += 1;
-            }
-            let _known = self.change_partition(id, |partition, _| partition.start_move(&to));
-            if let Some(planned) = self.moves.get_mut(&id) {
+        let startable: Vec<(TopicPartition, Vec<NodeId>)> = self.startable().collect();
+        for (id, to) in &startable {
+            let _known = self.change_partition(*id, |partition, _| partition.start_move(to));
+            if let Some(planned) = self.moves.get_mut(id) {
                 planned.started = true;
             }
-            changed += 1;
         }
-        changed
+        startable.len() as u32
+    }
+
+    /// Planned moves that there is room for now, in order.
+    fn startable(&self) -> impl Iterator<Item = (TopicPartition, Vec<NodeId>)> + '_ {
+        let mut busy: BTreeMap<NodeId, usize> = BTreeMap::new();
+        for id in self.moves.iter().filter(|(_, planned)| planned.started).map(|(id, _)| id) {
+            for node in self.partition(*id).map_or(&[][..], |partition| &partition.adding) {
+                *busy.entry(*node).or_default() += 1;
+            }
+        }
+        self.moves.iter().filter(|(_, planned)| !planned.started).filter_map(move |(id, planned)| {
+            let partition = self.partition(*id)?;
+            let adding = || planned.to.iter().filter(|node| !partition.is_replica(**node));
+            let free = |node: &NodeId| busy.get(node).copied().unwrap_or(0) < MOVES_AT_ONCE_MAX;
+            if !adding().all(free) {
+                return None;
+            }
+            for node in adding() {
+                *busy.entry(*node).or_default() += 1;
+            }
+            Some((*id, planned.to.clone()))
+        })
     }
 
     fn cancel_moves(&mut self) -> Effect {

@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use highwater_protocol::ids::{LeaderEpoch, NodeId, TopicId};
+use highwater_protocol::ids::{LeaderEpoch, PartitionId, TopicId, TopicPartition};
 use highwater_protocol::limits::PARTITIONS_MAX;
 use highwater_protocol::topic_name::check_topic_name;
 
 use super::command::{Command, Refusal, Reply};
 use super::image::{CLUSTER_PARTITIONS_MAX, ClusterImage, Effect, REPLICATION_DEFAULT, Topic};
 use super::partition::{Around, Partition};
+use super::placement::{Place, assign_new};
+use super::reassignment::placed;
 use super::topic_config::{InvalidSetting, TopicConfig};
 use super::topics_file;
 use crate::durability::Durability;
@@ -75,7 +77,7 @@ impl ClusterImage {
 
     /// How many replicas a new partition gets.
     fn replication(&self, asked: u32) -> Result<u32, Refusal> {
-        let brokers = self.placeable().len() as u32;
+        let brokers = self.brokers.values().filter(|broker| broker.takes_replicas()).count() as u32;
         let asked = match (asked, self.defaults.replication) {
             (0, 0) => REPLICATION_DEFAULT.min(brokers.max(1)),
             (0, default) => default,
@@ -191,19 +193,20 @@ impl ClusterImage {
         Ok(())
     }
 
-    /// Where new partitions go. What comes of this is recorded; nobody computes it again (hole H20).
+    /// Where new partitions go. What comes of this is recorded, and nobody computes it again (hole H20).
     fn place(
         &self,
-        _topic: TopicId,
+        topic: TopicId,
         partitions: std::ops::Range<u32>,
         replication: u32,
         durability: Durability,
     ) -> Vec<Partition> {
-        let brokers: Vec<NodeId> = self.placeable().into_iter().collect();
-        let place = |partition: u32| {
-            let nth = |replica: u32| brokers[(partition + replica) as usize % brokers.len()];
-            Partition::new((0..replication).map(nth).collect(), durability)
-        };
-        partitions.map(place).collect()
+        let new: Vec<TopicPartition> =
+            partitions.map(|partition| TopicPartition::new(topic, PartitionId(partition))).collect();
+        let takes = self.brokers.values().filter(|broker| broker.takes_replicas());
+        let places: Vec<Place> =
+            takes.map(|broker| Place { node: broker.node_id, rack: broker.rack.clone() }).collect();
+        let placed = assign_new(&new, replication as usize, &placed(self), &places);
+        placed.into_iter().map(|placed| Partition::new(placed.replicas, durability)).collect()
     }
 }
