@@ -11,11 +11,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use highwater_client::{Client, NewTopic};
+use highwater_protocol::messages::DescribeClusterReply;
 
 pub use self::view::{Place, View};
 use crate::cluster::{BrokerProcess, Options, free_port, highwater};
 use crate::namespaces::Network;
 use crate::wait;
+use crate::workload::setting;
 
 /// How long a cluster may take to form, to heal, or to elect: far more than it should, on a busy machine.
 pub const SETTLE_LIMIT: Duration = Duration::from_secs(60);
@@ -27,7 +29,7 @@ const NETWORK_PORT: u16 = 9470;
 /// How a cluster is started.
 #[derive(Debug, Clone)]
 pub struct Setup {
-    /// How many brokers, numbered from 1. All of them vote.
+    /// How many brokers, numbered from 1. All of them vote. By default three, or `HIGHWATER_BROKERS`.
     pub count: u32,
     /// Further arguments of every broker.
     pub arguments: Vec<String>,
@@ -37,7 +39,8 @@ pub struct Setup {
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { count: 3, arguments: Vec::new(), directory: None }
+        let count = u32::try_from(setting("HIGHWATER_BROKERS", 3)).unwrap_or(3);
+        Self { count, arguments: Vec::new(), directory: None }
     }
 }
 
@@ -83,8 +86,10 @@ impl Brokers {
             brokers.addresses.insert(node, address);
         }
         let voters = brokers.voters();
+        // One alone is a cluster by itself.
+        let arguments: &[&str] = if brokers.setup.count > 1 { &["--voters", &voters] } else { &[] };
         for node in nodes {
-            let process = brokers.process(node, &["--voters", &voters])?;
+            let process = brokers.process(node, arguments)?;
             brokers.processes.insert(node, process);
         }
         Ok(brokers)
@@ -144,6 +149,14 @@ impl Brokers {
         self.processes.get_mut(&node).with_context(|| format!("there is no broker {node}"))
     }
 
+    /// What it has logged so far.
+    ///
+    /// # Errors
+    /// When there is none of this number, or its log cannot be read.
+    pub fn log(&self, node: u32) -> Result<String> {
+        self.processes.get(&node).with_context(|| format!("there is no broker {node}"))?.log()
+    }
+
     /// Its protocol address.
     ///
     /// # Errors
@@ -184,8 +197,16 @@ impl Brokers {
     /// # Errors
     /// When it is not created, or not in sync in time.
     pub async fn create_topic(&self, name: &str, partitions: u32) -> Result<()> {
+        self.create(name, NewTopic::new(name).partitions(partitions)).await
+    }
+
+    /// As [`Brokers::create_topic`], with settings.
+    ///
+    /// # Errors
+    /// As [`Brokers::create_topic`].
+    pub async fn create(&self, name: &str, new: NewTopic) -> Result<()> {
         let replication = u32::try_from(self.processes.len())?.min(3);
-        let new = NewTopic::new(name).partitions(partitions).replication(replication);
+        let new = new.replication(replication);
         self.client().await?.admin().create_topic(new).await.with_context(|| format!("create {name}"))?;
         self.in_sync(name).await.map(drop)
     }
@@ -266,6 +287,31 @@ impl Brokers {
             self.views(Some(topic)).await.into_iter().next()
         })
         .await
+    }
+
+    /// The state of the cluster, moves included, as the broker tells it that has the newest image.
+    ///
+    /// # Errors
+    /// When none answers in time.
+    pub async fn status(&self) -> Result<DescribeClusterReply> {
+        wait::until_async("a broker describes the cluster", SETTLE_LIMIT, || async {
+            let asked = self.addresses.values().map(|address| view::status(*address));
+            let told = futures_util::future::join_all(asked).await.into_iter().flatten();
+            told.max_by_key(|status| status.version)
+        })
+        .await
+    }
+
+    /// Stops a broker in order and forgets it, as when it was removed from the cluster.
+    ///
+    /// # Errors
+    /// When it does not stop in order.
+    pub fn leave(&mut self, node: u32) -> Result<()> {
+        let status = self.node(node)?.terminate()?;
+        ensure!(status.success(), "broker {node} ended with {status}");
+        self.processes.remove(&node);
+        self.addresses.remove(&node);
+        Ok(())
     }
 
     /// Waits until every running broker names the same controller and knows all of them; returns the controller.

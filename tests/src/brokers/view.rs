@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use highwater_protocol::messages::{MetadataReply, MetadataRequest, PartitionInfo};
+use highwater_protocol::messages::{
+    DescribeClusterReply, DescribeClusterRequest, MetadataReply, MetadataRequest, PartitionInfo,
+};
 
 use crate::{peer, wait};
 
@@ -63,6 +65,17 @@ impl View {
         let place = self.partitions.get(&partition);
         place.and_then(|place| place.leader).with_context(|| format!("partition {partition} has no leader"))
     }
+}
+
+/// Asks a broker for the state of the whole cluster.
+pub(super) async fn status(address: SocketAddr) -> Result<DescribeClusterReply> {
+    let asking = async {
+        let (mut writer, mut reader, _) = peer::connect(address, "onlooker").await?;
+        writer.request(&DescribeClusterRequest {}, &[]).await?;
+        let frame = reader.next().await?.context("the connection ended")?;
+        peer::reply_to::<DescribeClusterRequest>(&frame)
+    };
+    wait::within("a broker describes the cluster", ANSWER_LIMIT, asking).await?
 }
 
 /// Asks a broker.
