@@ -27,7 +27,12 @@ impl ClientBuilder {
     pub(crate) fn new(addresses: Vec<String>) -> Self {
         Self {
             addresses,
-            connection: Settings::default(),
+            connection: Settings {
+                connect_timeout: Duration::from_secs(2),
+                handshake_timeout: Duration::from_secs(2),
+                silence_max: Duration::from_secs(5),
+                ..Settings::default()
+            },
             request_timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(10),
             connector: Arc::new(TcpConnector),

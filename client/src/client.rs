@@ -1,12 +1,16 @@
 //! The client: where everything else comes from.
 
-use std::sync::Arc;
+use std::sync::{Arc, Once, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use highwater_protocol::api::Request;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use highwater_protocol::api::{ApiKey, Request};
 use highwater_protocol::error_code::Duty;
+use parking_lot::Mutex;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Admin, TopicMetadata};
 use crate::builder::ClientBuilder;
@@ -14,8 +18,9 @@ use crate::consumer::ConsumerBuilder;
 use crate::error::{Error, ErrorKind};
 use crate::metadata::{MetadataCache, request_for};
 use crate::producer::ProducerBuilder;
-use crate::retry::{Backoff, Random, RetryPolicy};
-use crate::wire::{Connection, Pool};
+use crate::retry::{Backoff, Random, RetryBudget, RetryPolicy};
+use crate::watch;
+use crate::wire::{BrokerBreaker, Connection, Pool};
 
 /// A way into a cluster. Cheap to clone; connections are made when they are needed, and again when they are lost.
 ///
@@ -35,15 +40,43 @@ pub struct Client {
     shared: Arc<Shared>,
 }
 
+/// What all clones of a client share.
 #[derive(Debug)]
-struct Shared {
+pub(crate) struct Shared {
     seeds: Vec<String>,
     pool: Pool,
-    metadata: MetadataCache,
+    pub(crate) metadata: MetadataCache,
     random: Random,
     retry: RetryPolicy,
+    budget: Mutex<RetryBudget>,
     request_timeout: Duration,
+    /// Starts the watch once.
+    watching: Once,
+    end: End,
 }
+
+/// Ends the watch with the client.
+#[derive(Debug)]
+struct End(CancellationToken);
+
+impl End {
+    fn token(&self) -> CancellationToken {
+        self.0.clone()
+    }
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+/// How long a broker may leave a question about metadata unanswered before another one is asked.
+const METADATA_ATTEMPT: Duration = Duration::from_secs(1);
+/// The same for any other question.
+const ATTEMPT: Duration = Duration::from_secs(5);
+/// How long an address has to answer before the next one is tried beside it.
+const STAGGER: Duration = Duration::from_millis(200);
 
 /// Whether a request may be sent again when its reply was lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,9 +98,23 @@ impl Client {
     }
 
     pub(crate) fn new(seeds: Vec<String>, pool: Pool, random: Random, request_timeout: Duration) -> Self {
-        let metadata = MetadataCache::default();
-        let retry = RetryPolicy::default();
-        Self { shared: Arc::new(Shared { seeds, pool, metadata, random, retry, request_timeout }) }
+        let shared = Shared {
+            seeds,
+            pool,
+            metadata: MetadataCache::default(),
+            random,
+            retry: RetryPolicy::default(),
+            budget: Mutex::default(),
+            request_timeout,
+            watching: Once::new(),
+            end: End(CancellationToken::new()),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// The client, while anybody holds it.
+    pub(crate) fn upgrade(shared: &Weak<Shared>) -> Option<Self> {
+        shared.upgrade().map(|shared| Self { shared })
     }
 
     /// Topics, metadata and offsets.
@@ -84,6 +131,30 @@ impl Client {
     /// Starts a consumer of a topic.
     pub fn consumer(&self, topic: impl Into<String>) -> ConsumerBuilder {
         ConsumerBuilder::new(self.clone(), topic.into())
+    }
+
+    /// How the brokers tried so far stand: one that does not answer is left alone for a while, so that it costs no
+    /// waiting.
+    ///
+    /// ```no_run
+    /// # fn example(client: highwater_client::Client) {
+    /// for breaker in client.breakers() {
+    ///     println!("{}: {:?} after {} failures", breaker.address, breaker.state, breaker.failure_count);
+    /// }
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn breakers(&self) -> Vec<BrokerBreaker> {
+        self.shared.pool.breakers()
+    }
+
+    /// Has changes of a topic told by a broker from here on. Must be called in a tokio runtime.
+    pub(crate) fn watch(&self, topic: &str) {
+        self.shared.metadata.watch(topic);
+        self.shared.watching.call_once(|| {
+            let end = self.shared.end.token();
+            tokio::spawn(watch::run(Arc::downgrade(&self.shared), self.shared.metadata.watched(), end));
+        });
     }
 
     pub(crate) fn pool(&self) -> &Pool {
@@ -108,39 +179,74 @@ impl Client {
     }
 
     /// A connection to any broker, trying every address that is known over and over until `deadline`.
+    ///
+    /// # Errors
+    /// What the last address said, once every one has been tried and there is no time for more.
     pub(crate) async fn connect_any(&self, deadline: Instant) -> Result<Connection, Error> {
         let mut backoff = self.backoff();
         loop {
-            let mut addresses = self.shared.metadata.addresses();
-            addresses.extend(
-                self.shared
-                    .seeds
-                    .iter()
-                    .filter(|seed| !addresses.contains(seed))
-                    .cloned()
-                    .collect::<Vec<_>>(),
-            );
-            let mut last = None;
-            for address in addresses {
-                let attempt = tokio::time::timeout_at(deadline, self.shared.pool.get(&address)).await;
-                match attempt {
-                    Ok(Ok(connection)) => return Ok(connection),
-                    Ok(Err(error)) if error.is_retriable() => last = Some(error),
-                    Ok(Err(error)) => return Err(error),
-                    Err(_) => break,
-                }
-            }
-            let none = || Error::new(ErrorKind::Connection, "no broker answered in time");
-            let error = last.unwrap_or_else(none);
-            if !self.pause(&mut backoff, deadline).await {
+            let error = match tokio::time::timeout_at(deadline, self.connect_first()).await {
+                Ok(Ok(connection)) => return Ok(connection),
+                Ok(Err(error)) => error,
+                Err(_) => return Err(Error::new(ErrorKind::Connection, "no broker answered in time")),
+            };
+            if !error.is_retriable() || !self.pause(&mut backoff, deadline).await {
                 return Err(error);
             }
         }
     }
 
+    /// Tries every address once, the next one as soon as the one before has failed or taken its time: the first that
+    /// answers is taken.
+    async fn connect_first(&self) -> Result<Connection, Error> {
+        let mut addresses = self.addresses().into_iter();
+        let mut attempts = FuturesUnordered::new();
+        let mut worst: Option<Error> = None;
+        loop {
+            if let Some(address) = addresses.next() {
+                attempts.push(async move { self.shared.pool.get(&address).await });
+            }
+            let last = addresses.len() == 0;
+            tokio::select! {
+                biased;
+                attempt = attempts.next() => match attempt {
+                    Some(Ok(connection)) => return Ok(connection),
+                    Some(Err(error)) => {
+                        // What cannot be helped by trying again says more than a lost connection.
+                        if worst.as_ref().is_none_or(Error::is_retriable) {
+                            worst = Some(error);
+                        }
+                        if last && attempts.is_empty() {
+                            let none = || Error::new(ErrorKind::Connection, "no address is known");
+                            return Err(worst.unwrap_or_else(none));
+                        }
+                    }
+                    None => return Err(Error::new(ErrorKind::Connection, "no address is known")),
+                },
+                () = tokio::time::sleep(STAGGER), if !last => {}
+            }
+        }
+    }
+
+    /// Every address that is known, in the order in which to try them: brokers before seeds, since these may be long gone,
+    /// and whatever does not answer at the moment last. Brokers take turns: any of them may be behind the others.
+    fn addresses(&self) -> Vec<String> {
+        let mut addresses = self.shared.metadata.addresses();
+        addresses.sort_unstable();
+        let turn = self.random() as usize % addresses.len().max(1);
+        addresses.rotate_left(turn);
+        let seeds = self.shared.seeds.iter().filter(|seed| !addresses.contains(seed)).cloned();
+        let seeds: Vec<String> = seeds.collect();
+        addresses.extend(seeds);
+        addresses.sort_by_key(|address| !self.shared.pool.admits(address));
+        addresses
+    }
+
     /// Waits before the next attempt; `false` when the deadline comes first.
     pub(crate) async fn pause(&self, backoff: &mut Backoff, deadline: Instant) -> bool {
-        let until = Instant::now() + backoff.next(self.random());
+        let now = Instant::now();
+        let turn = self.shared.budget.lock().take(now.into_std());
+        let until = now + backoff.next(self.random()).max(turn);
         if until >= deadline {
             return false;
         }
@@ -148,7 +254,8 @@ impl Client {
         true
     }
 
-    /// Asks any broker, again after errors that say so, until `deadline`.
+    /// Asks any broker, again after errors that say so, until `deadline`. A question goes to another broker when one
+    /// takes too long.
     pub(crate) async fn ask_any<R: Request>(
         &self,
         request: &R,
@@ -158,13 +265,38 @@ impl Client {
         let mut backoff = self.backoff();
         loop {
             let connection = self.connect_any(deadline).await?;
-            let error = match connection.request(request, deadline).await {
+            let error = match self.ask(&connection, request, repeat, deadline).await {
                 Ok((reply, _)) => return Ok(reply),
                 Err(error) => error,
             };
             if !may_repeat(&error, repeat) || !self.pause(&mut backoff, deadline).await {
                 return Err(error);
             }
+        }
+    }
+
+    /// One attempt. A broker that takes too long for a question counts as hanging.
+    pub(crate) async fn ask<R: Request>(
+        &self,
+        connection: &Connection,
+        request: &R,
+        repeat: Repeat,
+        deadline: Instant,
+    ) -> Result<(R::Response, Bytes), Error> {
+        let patience = if R::API == ApiKey::METADATA { METADATA_ATTEMPT } else { ATTEMPT };
+        let attempt = match repeat {
+            Repeat::Freely => deadline.min(Instant::now() + patience),
+            Repeat::WhenRefused => deadline,
+        };
+        let asked = connection.request(request, attempt).await;
+        match asked {
+            Err(error)
+                if error.kind() == ErrorKind::TimedOut && error.code().is_none() && attempt < deadline =>
+            {
+                self.shared.pool.note_silence(connection.address(), &error);
+                Err(error.becoming(ErrorKind::Connection, "another broker is asked"))
+            }
+            asked => asked,
         }
     }
 
@@ -186,7 +318,7 @@ impl Client {
                 let late =
                     |_| Error::new(ErrorKind::Connection, "no connection in time").with_address(&address);
                 let connection = connecting.await.map_err(late)??;
-                connection.request(&request(&metadata), deadline).await
+                self.ask(&connection, &request(&metadata), Repeat::Freely, deadline).await
             };
             let error = match attempt.await {
                 Ok((reply, attachment)) => return Ok((reply, attachment, metadata)),
@@ -210,17 +342,29 @@ impl Client {
         }
     }
 
-    /// A topic as a broker sees it now.
+    /// A topic as a broker sees it now. That there is none is believed once as many answers say so as there are brokers:
+    /// one alone may not have heard of it yet.
     pub(crate) async fn refresh_topic(
         &self,
         name: &str,
         deadline: Instant,
     ) -> Result<Arc<TopicMetadata>, Error> {
-        let request = request_for(&[name], false);
-        let reply = self.ask_any(&request, Repeat::Freely, deadline).await.map_err(|e| e.with_topic(name))?;
-        self.shared.metadata.update(reply);
-        let unknown = || Error::new(ErrorKind::UnknownTopic, "there is no such topic").with_topic(name);
-        self.shared.metadata.topic(name).ok_or_else(unknown)
+        let mut backoff = self.backoff();
+        let mut asked = 0;
+        loop {
+            let request = request_for(&[name], false);
+            let reply =
+                self.ask_any(&request, Repeat::Freely, deadline).await.map_err(|e| e.with_topic(name))?;
+            self.shared.metadata.update(reply);
+            if let Some(topic) = self.shared.metadata.topic(name) {
+                return Ok(topic);
+            }
+            asked += 1;
+            let enough = asked >= self.shared.metadata.addresses().len();
+            if enough || !self.pause(&mut backoff, deadline).await {
+                return Err(Error::new(ErrorKind::UnknownTopic, "there is no such topic").with_topic(name));
+            }
+        }
     }
 }
 

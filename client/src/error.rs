@@ -37,8 +37,9 @@ pub enum ErrorKind {
     Connection,
     /// The deadline passed. Produced records with this error were **not** appended.
     TimedOut,
-    /// The batch was sent, but what became of it is not known: its records may or may not be in the log. It was not
-    /// sent again, because it could then be there twice.
+    /// The batch was sent, but what became of it is not known: its records may or may not be in the log. An idempotent
+    /// producer has asked again until the delivery timeout; one that is not has not sent it again, because it could
+    /// then be there twice.
     OutcomeUnknown,
     /// There is no such topic.
     UnknownTopic,
@@ -71,6 +72,10 @@ pub enum ErrorKind {
     DiskFull,
     /// The broker could not read or write its disk.
     Storage,
+    /// Another one writes under the identity of this producer: the batch was not appended. A defect, or a copied process.
+    Fenced,
+    /// The request does not fit the present state of the cluster.
+    Conflict,
     /// The client, producer or consumer was closed.
     Closed,
     /// The peer does not follow the protocol.
@@ -102,6 +107,8 @@ impl ErrorKind {
             Self::Busy => "busy",
             Self::DiskFull => "disk_full",
             Self::Storage => "storage",
+            Self::Fenced => "fenced",
+            Self::Conflict => "conflict",
             Self::Closed => "closed",
             Self::Protocol => "protocol",
             Self::Internal => "internal",
@@ -275,7 +282,13 @@ fn kind_of(code: ErrorCode) -> ErrorKind {
         | ErrorCode::OutOfOrder
         | ErrorCode::ReplicaSuspect
         | ErrorCode::NotEnoughReplicas
-        | ErrorCode::LogReset => ErrorKind::NotReady,
+        | ErrorCode::LogReset
+        | ErrorCode::NoController
+        | ErrorCode::NotController
+        | ErrorCode::StaleVersion
+        | ErrorCode::IneligibleReplica => ErrorKind::NotReady,
+        ErrorCode::ProducerFenced | ErrorCode::SequenceGap | ErrorCode::UnknownProducer => ErrorKind::Fenced,
+        ErrorCode::Conflict | ErrorCode::BrokerConflict | ErrorCode::StaleBrokerEpoch => ErrorKind::Conflict,
         ErrorCode::OffsetOutOfRange => ErrorKind::OutOfRange,
         ErrorCode::CorruptRange => ErrorKind::CorruptRange,
         ErrorCode::CorruptBatch => ErrorKind::CorruptBatch,

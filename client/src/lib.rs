@@ -24,6 +24,7 @@
 //! ```
 
 mod admin;
+mod breaker;
 mod builder;
 mod client;
 mod consumer;
@@ -32,18 +33,21 @@ mod metadata;
 mod producer;
 mod record;
 mod retry;
+mod watch;
 pub mod wire;
 
 pub use admin::{
     Admin, AlterTopic, AlteredTopic, Broker, ClusterMetadata, ConfigSetting, CreatedTopic, ListedOffset,
     NewTopic, PartitionMetadata, PartitionState, ReadBatches, TopicDetails, TopicMetadata,
 };
+pub use breaker::BreakerState;
 pub use builder::ClientBuilder;
 pub use client::Client;
 pub use consumer::{Consumer, ConsumerBuilder, StartAt};
 pub use error::{Error, ErrorKind};
 pub use producer::{BatchDelivery, BatchReceipt, Delivery, Producer, ProducerBuilder, RunReceipt};
 pub use record::{ConsumedBatch, ConsumedIter, ConsumedRecord, ProducerRecord, Receipt};
+pub use wire::BrokerBreaker;
 
 pub use highwater_protocol::batch::{Header, RecordRef};
 pub use highwater_protocol::compression::Compression;

@@ -2,7 +2,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long to wait between attempts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +49,46 @@ impl Backoff {
     /// Something worked: the next failure is a first one.
     pub(crate) const fn reset(&mut self) {
         self.failure_count = 0;
+    }
+}
+
+/// Bounds how often a client tries again in all, so that retries of many callers do not add up to a flood.
+#[derive(Debug)]
+pub(crate) struct RetryBudget {
+    tokens: u32,
+    refilled_at: Option<Instant>,
+}
+
+impl RetryBudget {
+    /// Retries that may come at once.
+    const BURST: u32 = 100;
+    /// How long one more takes to be granted after that.
+    const EACH: Duration = Duration::from_millis(10);
+
+    /// Takes a retry out of the budget. Returns how long to wait for it.
+    pub(crate) fn take(&mut self, now: Instant) -> Duration {
+        let refilled_at = self.refilled_at.get_or_insert(now);
+        let elapsed = now.saturating_duration_since(*refilled_at);
+        if elapsed >= Self::EACH * Self::BURST {
+            (self.tokens, *refilled_at) = (Self::BURST, now);
+        }
+        while now.saturating_duration_since(*refilled_at) >= Self::EACH {
+            *refilled_at += Self::EACH;
+            self.tokens = (self.tokens + 1).min(Self::BURST);
+        }
+        match self.tokens.checked_sub(1) {
+            Some(left) => {
+                self.tokens = left;
+                Duration::ZERO
+            }
+            None => Self::EACH,
+        }
+    }
+}
+
+impl Default for RetryBudget {
+    fn default() -> Self {
+        Self { tokens: Self::BURST, refilled_at: None }
     }
 }
 
@@ -103,6 +143,18 @@ mod tests {
         let range = Duration::from_millis(32)..=Duration::from_millis(64);
         assert!(pauses.iter().all(|pause| range.contains(pause)));
         assert!(pauses.iter().collect::<std::collections::HashSet<_>>().len() > 90, "they differ");
+    }
+
+    #[test]
+    fn retries_beyond_the_budget_wait() {
+        let start = Instant::now();
+        let mut budget = RetryBudget::default();
+        assert!((0..RetryBudget::BURST).all(|_| budget.take(start).is_zero()));
+        assert_eq!(budget.take(start), RetryBudget::EACH);
+        assert!(budget.take(start + RetryBudget::EACH).is_zero());
+        assert!(!budget.take(start + RetryBudget::EACH).is_zero());
+        let later = start + Duration::from_secs(3600);
+        assert_eq!((0..1000).filter(|_| budget.take(later).is_zero()).count(), RetryBudget::BURST as usize);
     }
 
     #[test]

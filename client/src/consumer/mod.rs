@@ -86,6 +86,7 @@ impl ConsumerBuilder {
     pub async fn build(self) -> Result<Consumer, Error> {
         let deadline = self.client.deadline();
         let topic = self.client.refresh_topic(&self.topic, deadline).await?;
+        self.client.watch(&self.topic);
         let mut wanted = self.partitions;
         wanted.sort_unstable();
         wanted.dedup();

@@ -29,6 +29,7 @@ pub(super) struct Settings {
     pub(super) max_in_flight: usize,
     pub(super) delivery_timeout: Duration,
     pub(super) compression: Compression,
+    pub(super) idempotent: bool,
 }
 
 impl ProducerBuilder {
@@ -39,8 +40,9 @@ impl ProducerBuilder {
             batch_bytes: 256 << 10,
             memory_bytes: 64 << 20,
             max_in_flight: 64,
-            delivery_timeout: Duration::from_secs(30),
+            delivery_timeout: Duration::from_secs(120),
             compression: Compression::None,
+            idempotent: false,
         };
         Self { client, settings }
     }
@@ -78,9 +80,18 @@ impl ProducerBuilder {
     }
 
     /// How long a record may wait from its admission to its acknowledgement, with all retries, and how long
-    /// [`Producer::send`] may wait for room. Default: 30 seconds.
+    /// [`Producer::send`] may wait for room. Default: 120 seconds.
     pub const fn delivery_timeout(mut self, timeout: Duration) -> Self {
         self.settings.delivery_timeout = timeout;
+        self
+    }
+
+    /// Whether batches carry an identity and sequences, so that what was sent can be sent again: each record is in the log
+    /// once and in order, through lost connections and changes of leaders. Without it, a batch whose outcome is unknown is
+    /// reported and not sent again. Holds for [`Acks::All`]; with others a leader that dies may take records with it.
+    /// Default: yes.
+    pub const fn idempotent(mut self, idempotent: bool) -> Self {
+        self.settings.idempotent = idempotent;
         self
     }
 

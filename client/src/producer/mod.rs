@@ -31,9 +31,10 @@ use crate::record::ProducerRecord;
 
 /// Sends records. All methods take `&self`: share it by reference or in an `Arc`.
 ///
-/// The order in which records of one partition were admitted is their order in the log: batches are numbered, and after
-/// one was refused those behind it wait. A batch whose outcome is unknown (its connection died after it was sent) is
-/// reported as such and not sent again, because it could then be there twice; those behind it go on.
+/// The order in which records of one partition were admitted is their order in the log, and each is there once: batches
+/// carry an identity and sequences, by which a broker recognises what it has. So whatever was not acknowledged is sent
+/// again, in order, to whoever leads the partition, until the delivery timeout; only then is its outcome reported as
+/// unknown, if it was ever sent. A change of leader is a pause. See [`ProducerBuilder::idempotent`].
 ///
 /// Dropping a producer gives up what is not acknowledged, and logs how much at WARN: call [`Producer::close`] first.
 ///
@@ -315,6 +316,7 @@ impl Shared {
         let deadline = self.client.deadline().min(deadline.into());
         let metadata = self.client.topic(topic, deadline).await?;
         self.accumulator.lock().set_topic(metadata);
+        self.client.watch(topic);
         Ok(())
     }
 

@@ -15,10 +15,12 @@ pub(super) fn verdict(
     context: impl FnOnce(Error) -> Error,
 ) -> Verdict<Acknowledged> {
     let code = ErrorCode::from_code(result.error);
-    if code.is_none() {
+    if code.is_none() || code == ErrorCode::AlreadyApplied {
+        // Appended so long ago that its place is forgotten.
+        let base_offset = if code.is_none() { result.base_offset } else { u64::MAX };
         return Verdict::Acknowledged(Acknowledged {
             partition,
-            base_offset: Offset(result.base_offset),
+            base_offset: Offset(base_offset),
             append_time: result.append_time,
             stage: Stage::try_from(result.stage).unwrap_or(Stage::Accepted),
             replicas_counted: result.replicas_counted,
@@ -43,6 +45,8 @@ fn of_code(code: ErrorCode, error: Error, next_number: Option<u64>) -> Verdict<A
         // The first two say so; of a defect, or of a code from the future, it is not known what came before it.
         ErrorCode::TimedOut | ErrorCode::OutcomeUnknown => Verdict::Unknown(error),
         ErrorCode::Internal | ErrorCode::Unknown(_) => Verdict::Unknown(unknown(&error)),
+        ErrorCode::SequenceGap | ErrorCode::UnknownProducer => Verdict::Gap(error),
+        ErrorCode::ProducerFenced => Verdict::Fenced(error),
         _ => Verdict::Refused { error, retriable: code.duty() != Duty::Fail, next_number },
     }
 }
@@ -66,6 +70,14 @@ mod tests {
             let verdict = of(*code);
             match code {
                 ErrorCode::None => assert!(matches!(verdict, Verdict::Acknowledged(_))),
+                ErrorCode::AlreadyApplied => {
+                    let Verdict::Acknowledged(acknowledged) = verdict else { panic!("{code}") };
+                    assert_eq!(acknowledged.base_offset.get(), u64::MAX, "its place is forgotten");
+                }
+                ErrorCode::SequenceGap | ErrorCode::UnknownProducer => {
+                    assert!(matches!(verdict, Verdict::Gap(_)));
+                }
+                ErrorCode::ProducerFenced => assert!(matches!(verdict, Verdict::Fenced(_))),
                 ErrorCode::TimedOut | ErrorCode::OutcomeUnknown | ErrorCode::Internal => {
                     let Verdict::Unknown(error) = verdict else { panic!("{code}") };
                     assert_eq!(error.kind(), ErrorKind::OutcomeUnknown);

@@ -1,5 +1,6 @@
 //! The task that takes batches out of the accumulator, sends them and hears what became of them.
 
+mod identity;
 mod leaders;
 mod replies;
 
@@ -8,15 +9,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use highwater_protocol::batch::restamp_producer;
 use highwater_protocol::ids::{PartitionId, TopicPartition};
 use highwater_protocol::limits::PRODUCE_BATCHES_MAX;
 use highwater_protocol::messages::{ProduceBatch, ProduceRequest};
 use tokio::task::JoinSet;
 
+use self::identity::Identification;
 use super::accumulator::{Accumulator, BatchId, Collected, LaneIndex};
 use super::delivery::{Acknowledged, BatchAck};
 use super::links::{Peer, PeerState};
-use super::sequencer::{Done, Lane, timed_out};
+use super::sequencer::{Done, Identity, Lane, Stamp, Ticket, timed_out};
 use super::{Shared, now};
 use crate::admin::TopicMetadata;
 use crate::error::{Error, ErrorKind};
@@ -31,12 +34,20 @@ const REQUEST_BYTES: usize = 1 << 20;
 const METADATA_AGE_MAX: Duration = Duration::from_secs(60);
 /// How long a reply may be late, after the time that the broker was given.
 const REPLY_GRACE: Duration = Duration::from_secs(5);
+/// How long a broker has for an attempt of an idempotent producer, which asks again afterwards.
+const ATTEMPT_MAX: Duration = Duration::from_secs(10);
+/// A leader that has not answered for so long may have hung, and another one may lead.
+const DOUBT_AFTER: Duration = Duration::from_secs(1);
+/// How long a partition waits after a failure: short, because a leader change takes less than a second.
+const RETRY: RetryPolicy = RetryPolicy { first: Duration::from_millis(10), max: Duration::from_millis(250) };
 
 /// A batch with its checksums.
 #[derive(Debug)]
 struct Sending {
     id: BatchId,
     bytes: Bytes,
+    /// What is written in `bytes`, if the producer is idempotent.
+    stamp: Option<Stamp>,
     ack: Arc<BatchAck>,
     charged: usize,
     record_count: u32,
@@ -59,12 +70,15 @@ struct InFlight {
     peer: usize,
     entries: Vec<(LaneIndex, u64)>,
     deadline: Instant,
+    /// When to ask whether the broker still leads, because it has not answered.
+    doubt_at: Instant,
 }
 
 /// What the sender's helpers found.
 enum Event {
     Connected(usize, Result<Connection, Error>),
     Topic(Arc<TopicMetadata>, Result<Arc<TopicMetadata>, Error>),
+    Identified(Result<Identity, Error>),
 }
 
 /// What goes into one request.
@@ -76,7 +90,7 @@ struct Parcel {
 
 enum Picked {
     New(Collected),
-    Again(Sending, Instant),
+    Again(Sending, Ticket),
 }
 
 pub(super) struct Sender {
@@ -88,6 +102,7 @@ pub(super) struct Sender {
     requests: HashMap<u64, InFlight>,
     next_tag: u64,
     next_link: u64,
+    identification: Identification,
     refreshing: HashSet<String>,
     /// When to ask for the metadata of every topic again.
     refresh_at: Instant,
@@ -106,6 +121,7 @@ impl Sender {
             requests: HashMap::new(),
             next_tag: 0,
             next_link: 0,
+            identification: Identification::default(),
             refreshing: HashSet::new(),
             refresh_at: now() + METADATA_AGE_MAX,
             refresh_backoff: HashMap::new(),
@@ -117,6 +133,7 @@ impl Sender {
     /// Runs until the producer is closed and everything is done, or until it is dropped.
     pub(super) async fn run(mut self) {
         let shared = Arc::clone(&self.shared);
+        let mut moves = shared.client.metadata().changes();
         while !shared.is_aborted() {
             for (tag, reply) in shared.inbox.take() {
                 self.take_reply(tag, reply);
@@ -130,6 +147,7 @@ impl Sender {
             tokio::select! {
                 biased;
                 () = shared.inbox.work.notified() => {}
+                Ok(()) = moves.changed() => self.follow_leaders(),
                 Some(event) = self.tasks.join_next(), if !self.tasks.is_empty() => {
                     // A helper that panicked is a defect; what waits for it ends at its deadline.
                     if let Ok(event) = event {
@@ -145,6 +163,7 @@ impl Sender {
     fn dispatch(&mut self) -> Option<Instant> {
         let now = now();
         self.note_lost_links(now);
+        self.note_silence(now);
         self.refresh_all(now);
         let shared = Arc::clone(&self.shared);
         loop {
@@ -167,7 +186,7 @@ impl Sender {
                 wake_at = earliest(wake_at, accumulator.next_deadline());
             }
             if parcels.is_empty() {
-                let replies = self.requests.values().map(|request| request.deadline).min();
+                let replies = self.requests.values().map(|r| r.deadline.min(r.doubt_at)).min();
                 return earliest(earliest(wake_at, replies), Some(self.refresh_at));
             }
             for (peer, parcel) in parcels {
@@ -179,7 +198,7 @@ impl Sender {
     fn take_listed(&mut self, accumulator: &mut Accumulator) {
         for index in self.partitions.len()..accumulator.lane_count() {
             let (topic, place) = accumulator.place(index);
-            let lane = Lane::new(RetryPolicy::default());
+            let lane = Lane::new(self.shared.settings.idempotent, RETRY);
             self.partitions.push(Partition { lane, topic, place, peer: None, listed: false });
         }
         let mut fresh = VecDeque::new();
@@ -204,6 +223,7 @@ impl Sender {
         parcels: &mut HashMap<usize, Parcel>,
     ) -> Option<Instant> {
         let peer = self.leader_of(index, now);
+        self.identify(index, now);
         let partition = &mut self.partitions[index];
         let link = peer.and_then(|peer| match &self.peers[peer].state {
             PeerState::Up(link) => Some((peer, link)),
@@ -216,7 +236,7 @@ impl Sender {
             let count = parcel.map_or(0, |parcel| parcel.batches.len());
             if link.has_room(bytes as u64) && bytes < REQUEST_BYTES && count < PRODUCE_BATCHES_MAX {
                 let picked = match partition.lane.take_again() {
-                    Some((batch, deadline)) => Some(Picked::Again(batch, deadline)),
+                    Some((batch, ticket)) => Some(Picked::Again(batch, ticket)),
                     None => {
                         let open_too = partition.lane.in_flight_count() < UNFILLED_IN_FLIGHT_MAX;
                         accumulator.collect(index, open_too).map(Picked::New)
@@ -250,7 +270,8 @@ impl Sender {
             && let Some(limit) = now.checked_sub(timeout)
         {
             while let Some(batch) = accumulator.collect_expired(index, limit) {
-                let cause = peer.and_then(|peer| self.peers[peer].last_error.clone()).unwrap_or_else(|| {
+                let of_peer = || peer.and_then(|peer| self.peers[peer].last_error.clone());
+                let cause = self.identification.last_error().or_else(of_peer).unwrap_or_else(|| {
                     Error::new(ErrorKind::NotReady, "the leader of the partition could not take it yet")
                 });
                 let error =
@@ -265,6 +286,7 @@ impl Sender {
             Some(_) => None,
             None => self.refresh_backoff.get(&partition.topic.name).map(|(_, not_before)| *not_before),
         };
+        let retry_at = earliest(retry_at.filter(|at| *at > now), self.identification.not_before());
         earliest(wake_at.filter(|at| *at > now), retry_at.filter(|at| *at > now))
     }
 
@@ -278,12 +300,13 @@ impl Sender {
         let mut last_deadline = now;
         for (index, picked) in parcel.batches {
             let partition = &mut self.partitions[index];
-            let (sending, deadline) = match picked {
-                Picked::Again(sending, deadline) => (sending, deadline),
+            let (sending, ticket) = match picked {
+                Picked::Again(sending, ticket) => (sending.restamped(ticket.stamp, partition.place), ticket),
                 Picked::New(collected) => {
                     let deadline = collected.opened_at + self.shared.settings.delivery_timeout;
-                    match build(collected, partition, &self.shared) {
-                        Ok(sending) => (sending, deadline),
+                    let ticket = partition.lane.ticket(deadline, collected.builder.record_count());
+                    match build(collected, ticket.stamp, partition, &self.shared) {
+                        Ok(sending) => (sending, ticket),
                         Err(done) => {
                             self.done.push(done);
                             continue;
@@ -291,23 +314,27 @@ impl Sender {
                     }
                 }
             };
-            last_deadline = last_deadline.max(deadline);
+            last_deadline = last_deadline.max(ticket.deadline);
             attachment.push(sending.bytes.clone());
             let length = sending.bytes.len() as u32;
             link.produced += u64::from(length);
-            let number = partition.lane.send(link_id, sending, deadline);
+            let number = partition.lane.send(link_id, sending, ticket);
             entries.push((index, number));
             batches.push(ProduceBatch {
                 topic_id: Some(partition.place.topic_id.into()),
                 partition: partition.place.partition.get(),
-                number,
+                // Sequences take the place of numbers.
+                number: if ticket.stamp.is_some() { 0 } else { number },
                 length,
             });
         }
         if entries.is_empty() {
             return;
         }
-        let time = last_deadline.saturating_duration_since(now);
+        let mut time = last_deadline.saturating_duration_since(now);
+        if self.shared.settings.idempotent {
+            time = time.min(ATTEMPT_MAX);
+        }
         let timeout_ms = u32::try_from(time.as_millis()).unwrap_or(u32::MAX).max(1);
         let request = ProduceRequest { acks: self.shared.settings.acks.into(), timeout_ms, batches };
         let tag = self.next_tag;
@@ -315,7 +342,8 @@ impl Sender {
         let sink = Arc::clone(&self.shared.inbox);
         link.in_flight += 1;
         let submitted = link.connection.submit(&request, attachment, sink, tag);
-        self.requests.insert(tag, InFlight { peer, entries, deadline: now + time + REPLY_GRACE });
+        let (deadline, doubt_at) = (now + time + REPLY_GRACE, now + DOUBT_AFTER);
+        self.requests.insert(tag, InFlight { peer, entries, deadline, doubt_at });
         if let Err(error) = submitted {
             self.take_reply(tag, Err(Lost { sent: false, error }));
         }
@@ -380,24 +408,45 @@ impl Sending {
     /// A batch that ends before it was built.
     fn unsent(batch: Collected) -> Self {
         let record_count = batch.builder.record_count();
-        Self { id: batch.id, bytes: Bytes::new(), ack: batch.ack, charged: batch.charged, record_count }
+        Self {
+            id: batch.id,
+            bytes: Bytes::new(),
+            stamp: None,
+            ack: batch.ack,
+            charged: batch.charged,
+            record_count,
+        }
+    }
+
+    /// The batch under another identity, if it goes under another one now.
+    fn restamped(mut self, stamp: Option<Stamp>, place: TopicPartition) -> Self {
+        if let Some(new) = stamp.filter(|_| stamp != self.stamp) {
+            let Stamp { identity, first_sequence } = new;
+            self.bytes = restamp_producer(&self.bytes, place, identity.id, identity.epoch, first_sequence);
+            self.stamp = stamp;
+        }
+        self
     }
 }
 
 /// Compresses a batch and writes its headers and checksums.
 fn build(
     collected: Collected,
+    stamp: Option<Stamp>,
     partition: &Partition,
     shared: &Shared,
 ) -> Result<Sending, Done<Sending, Acknowledged>> {
-    let Collected { id, builder, ack, charged, .. } = collected;
+    let Collected { id, mut builder, ack, charged, .. } = collected;
     let record_count = builder.record_count();
+    if let Some(Stamp { identity, first_sequence }) = stamp {
+        builder.set_producer(identity.id, identity.epoch, first_sequence);
+    }
     match builder.build(partition.place, shared.settings.compression) {
-        Ok(bytes) => Ok(Sending { id, bytes, ack, charged, record_count }),
+        Ok(bytes) => Ok(Sending { id, bytes, stamp, ack, charged, record_count }),
         Err(error) => {
             let outcome = Error::new(ErrorKind::Unsupported, error.to_string()).with_source(error);
             let outcome = outcome.with_partition(&partition.topic.name, partition_number(partition));
-            let batch = Sending { id, bytes: Bytes::new(), ack, charged, record_count };
+            let batch = Sending { id, bytes: Bytes::new(), stamp: None, ack, charged, record_count };
             Err(Done { batch, outcome: Err(outcome) })
         }
     }

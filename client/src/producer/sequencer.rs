@@ -1,29 +1,59 @@
-//! The order of one partition's batches: numbers, refusals, and what may be sent again. Pure: the clock is the caller's.
-//!
-//! A connection numbers its batches for each partition. After a refused batch the broker refuses every later number until
-//! the refused one comes again, so nothing is appended out of order. The lane therefore waits until everything in flight
-//! has been answered, then goes on at the refused number. A batch whose bytes went out on a connection that died is never
-//! sent again: it may have been appended.
+//! The order of one partition's batches: what may be sent when, and what again. Pure: the clock is the caller's.
 
-use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+mod numbered;
+mod sequenced;
 
+use std::time::Instant;
+
+use highwater_protocol::ids::ProducerId;
+
+use self::numbered::NumberedLane;
+use self::sequenced::SequencedLane;
 use crate::error::{Error, ErrorKind};
-use crate::retry::{Backoff, RetryPolicy};
+use crate::retry::RetryPolicy;
 
 /// Which connection, in the order in which they were made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct LinkId(pub(super) u64);
 
+/// Who an idempotent producer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Identity {
+    pub(super) id: ProducerId,
+    pub(super) epoch: u16,
+}
+
+/// What an idempotent producer writes into a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stamp {
+    pub(super) identity: Identity,
+    pub(super) first_sequence: u32,
+}
+
+/// What a lane has to know of a batch when it goes out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Ticket {
+    pub(super) deadline: Instant,
+    /// Absent: the producer is not idempotent.
+    pub(super) stamp: Option<Stamp>,
+    record_count: u32,
+    /// An earlier attempt may have been appended.
+    maybe_there: bool,
+}
+
 /// What a reply says about a batch.
 #[derive(Debug, Clone)]
 pub(super) enum Verdict<A> {
-    /// It was appended.
+    /// It was appended, now or before.
     Acknowledged(A),
     /// It may have been appended.
     Unknown(Error),
     /// It was not appended. `next_number`: what the broker takes next, if it told.
     Refused { error: Error, retriable: bool, next_number: Option<u64> },
+    /// It was not appended, because what goes before it is not there.
+    Gap(Error),
+    /// It was not appended: another one writes under this identity.
+    Fenced(Error),
     /// The connection ended before the reply.
     Lost { error: Error, sent: bool },
 }
@@ -37,105 +67,100 @@ pub(super) struct Done<B, A> {
 
 /// The batches of one partition that are with the sender.
 #[derive(Debug)]
-pub(super) struct Lane<B> {
-    /// Sent on `link`, in the order of their numbers.
-    in_flight: VecDeque<Flight<B>>,
-    link: Option<LinkId>,
-    /// The number of the next batch on `link`.
-    next_number: u64,
-    /// Known not to be in the log, in order; they go before anything new.
-    again: VecDeque<Again<B>>,
-    /// The number that the broker takes next. Set from a refusal until everything in flight is answered.
-    ///
-    /// Invariant: batches with this number or a later one, sent before it was set, are not in the log.
-    refused_at: Option<u64>,
-    /// Nothing is sent before this.
-    not_before: Option<Instant>,
-    backoff: Backoff,
+pub(super) enum Lane<B> {
+    /// Not idempotent: an unknown outcome is reported.
+    Numbered(NumberedLane<B>),
+    /// Idempotent: an unknown outcome is asked about by sending again.
+    Sequenced(SequencedLane<B>),
 }
 
-#[derive(Debug)]
-struct Flight<B> {
-    number: u64,
-    batch: B,
-    deadline: Instant,
-    /// Why it was refused and whether it may go again, if it was refused.
-    refused: Option<(Error, bool)>,
-}
-
-#[derive(Debug)]
-struct Again<B> {
-    batch: B,
-    deadline: Instant,
-    error: Error,
+macro_rules! either {
+    ($lane:expr, $of:ident => $does:expr) => {
+        match $lane {
+            Lane::Numbered($of) => $does,
+            Lane::Sequenced($of) => $does,
+        }
+    };
 }
 
 impl<B> Lane<B> {
-    pub(super) const fn new(policy: RetryPolicy) -> Self {
-        Self {
-            in_flight: VecDeque::new(),
-            link: None,
-            next_number: 0,
-            again: VecDeque::new(),
-            refused_at: None,
-            not_before: None,
-            backoff: Backoff::new(policy),
+    pub(super) const fn new(idempotent: bool, policy: RetryPolicy) -> Self {
+        if idempotent {
+            Self::Sequenced(SequencedLane::new(policy))
+        } else {
+            Self::Numbered(NumberedLane::new(policy))
+        }
+    }
+
+    /// For an idempotent lane that can send nothing before it has an identity, or another one: what it has.
+    pub(super) fn wants_identity(&self) -> Option<Option<Identity>> {
+        match self {
+            Self::Numbered(_) => None,
+            Self::Sequenced(lane) => lane.wants_identity(),
+        }
+    }
+
+    /// Goes on under an identity.
+    pub(super) fn adopt(&mut self, identity: Identity) {
+        if let Self::Sequenced(lane) = self {
+            lane.adopt(identity);
         }
     }
 
     /// Whether a batch may be sent on `link` now.
     pub(super) fn can_send(&self, link: LinkId, now: Instant) -> bool {
-        self.refused_at.is_none()
-            && self.not_before.is_none_or(|not_before| not_before <= now)
-            && (self.in_flight.is_empty() || self.link == Some(link))
+        either!(self, lane => lane.can_send(link, now))
     }
 
-    /// The batch that must go first, and its deadline.
-    pub(super) fn take_again(&mut self) -> Option<(B, Instant)> {
-        self.again.pop_front().map(|again| (again.batch, again.deadline))
+    /// The batch that must go first.
+    pub(super) fn take_again(&mut self) -> Option<(B, Ticket)> {
+        match self {
+            Self::Numbered(lane) => {
+                let (batch, deadline) = lane.take_again()?;
+                Some((batch, Ticket { deadline, stamp: None, record_count: 0, maybe_there: false }))
+            }
+            Self::Sequenced(lane) => lane.take_again(),
+        }
+    }
+
+    /// What a new batch goes out with.
+    pub(super) fn ticket(&self, deadline: Instant, record_count: u32) -> Ticket {
+        let stamp = match self {
+            Self::Numbered(_) => None,
+            Self::Sequenced(lane) => lane.next_stamp(),
+        };
+        Ticket { deadline, stamp, record_count, maybe_there: false }
     }
 
     /// Whether there are batches to be sent again.
     pub(super) fn has_again(&self) -> bool {
-        !self.again.is_empty()
+        either!(self, lane => lane.has_again())
     }
 
     /// Batches sent and not answered.
     pub(super) fn in_flight_count(&self) -> usize {
-        self.in_flight.len()
-    }
-
-    /// Whether no batch is here.
-    #[cfg(test)]
-    fn is_empty(&self) -> bool {
-        self.in_flight.is_empty() && self.again.is_empty()
+        either!(self, lane => lane.in_flight_count())
     }
 
     /// When the backoff ends, if there is one.
     pub(super) const fn not_before(&self) -> Option<Instant> {
-        self.not_before
+        either!(self, lane => lane.not_before())
     }
 
     /// The earliest deadline among batches that wait to be sent again.
     pub(super) fn again_deadline(&self) -> Option<Instant> {
-        self.again.front().map(|again| again.deadline)
+        either!(self, lane => lane.again_deadline())
     }
 
-    /// Notes that a batch goes out on `link`; returns its number.
+    /// Notes that a batch goes out on `link`; returns its number in this lane.
     ///
     /// # Panics
     /// When [`Lane::can_send`] was not asked.
-    pub(super) fn send(&mut self, link: LinkId, batch: B, deadline: Instant) -> u64 {
-        assert!(self.refused_at.is_none(), "nothing is sent between a refusal and its last reply");
-        if self.link != Some(link) {
-            assert!(self.in_flight.is_empty(), "one connection at a time");
-            self.link = Some(link);
-            self.next_number = 0;
+    pub(super) fn send(&mut self, link: LinkId, batch: B, ticket: Ticket) -> u64 {
+        match self {
+            Self::Numbered(lane) => lane.send(link, batch, ticket.deadline),
+            Self::Sequenced(lane) => lane.send(link, batch, ticket),
         }
-        let number = self.next_number;
-        self.next_number += 1;
-        self.in_flight.push_back(Flight { number, batch, deadline, refused: None });
-        number
     }
 
     /// Takes in what became of a batch. What is settled by that is appended to `done`, in order.
@@ -147,118 +172,29 @@ impl<B> Lane<B> {
         random: u64,
         done: &mut Vec<Done<B, A>>,
     ) {
-        let Some(place) = self.in_flight.iter().position(|flight| flight.number == number) else { return };
-        match verdict {
-            Verdict::Acknowledged(acknowledged) => {
-                self.backoff.reset();
-                self.give_up_passed_over(number);
-                self.settle_flight(place, Ok(acknowledged), done);
-            }
-            Verdict::Unknown(error) => self.settle_flight(place, Err(error), done),
-            Verdict::Refused { error, retriable, next_number } => {
-                let at = next_number.map_or(number, |next| next.min(number));
-                self.refuse(place, at, error, retriable);
-            }
-            Verdict::Lost { error, sent } => {
-                let known_refused = self.refused_at.is_some_and(|at| number >= at);
-                if sent && !known_refused {
-                    self.settle_flight(place, Err(outcome_unknown(&error)), done);
-                } else {
-                    self.refuse(place, number, error, true);
-                }
-            }
+        either!(self, lane => lane.resolve(number, verdict, now, random, done));
+    }
+
+    /// The leader is another one now: what an idempotent lane has sent to the old one goes to the new one at once.
+    pub(super) fn recall<A>(&mut self, error: &Error, now: Instant, done: &mut Vec<Done<B, A>>) {
+        if let Self::Sequenced(lane) = self {
+            lane.recall(error, now, done);
         }
-        self.settle(now, random, done);
     }
 
     /// Ends batches that waited too long to be sent again.
     pub(super) fn expire<A>(&mut self, now: Instant, done: &mut Vec<Done<B, A>>) {
-        while self.again.front().is_some_and(|again| again.deadline <= now) {
-            let Some(again) = self.again.pop_front() else { return };
-            done.push(Done { batch: again.batch, outcome: Err(timed_out(&again.error)) });
-        }
+        either!(self, lane => lane.expire(now, done));
     }
 
     /// Ends every batch that waits to be sent again.
     pub(super) fn fail_again<A>(&mut self, error: &Error, done: &mut Vec<Done<B, A>>) {
-        for again in self.again.drain(..) {
-            done.push(Done { batch: again.batch, outcome: Err(error.clone()) });
-        }
-        self.not_before = None;
-    }
-
-    fn settle_flight<A>(&mut self, place: usize, outcome: Result<A, Error>, done: &mut Vec<Done<B, A>>) {
-        if let Some(flight) = self.in_flight.remove(place) {
-            done.push(Done { batch: flight.batch, outcome });
-        }
-    }
-
-    fn refuse(&mut self, place: usize, at: u64, error: Error, retriable: bool) {
-        self.in_flight[place].refused = Some((error, retriable));
-        self.refused_at = Some(self.refused_at.map_or(at, |before| before.min(at)));
-    }
-
-    /// A broker that appends a batch after it refused an earlier one has broken the order already: the earlier one must
-    /// not follow.
-    fn give_up_passed_over(&mut self, number: u64) {
-        for flight in self.in_flight.iter_mut().filter(|flight| flight.number < number) {
-            if let Some((_, retriable)) = &mut flight.refused {
-                *retriable = false;
-                self.refused_at = self.refused_at.max(Some(number + 1));
-            }
-        }
-    }
-
-    /// Once everything in flight is answered after a refusal: what may go again waits for it, the rest is done.
-    fn settle<A>(&mut self, now: Instant, random: u64, done: &mut Vec<Done<B, A>>) {
-        let Some(refused_at) = self.refused_at else { return };
-        if self.in_flight.iter().any(|flight| flight.refused.is_none()) {
-            return;
-        }
-        self.refused_at = None;
-        self.next_number = refused_at;
-        let mut again = VecDeque::with_capacity(self.in_flight.len() + self.again.len());
-        for flight in self.in_flight.drain(..) {
-            let Some((error, retriable)) = flight.refused else { continue };
-            if !retriable {
-                done.push(Done { batch: flight.batch, outcome: Err(error) });
-            } else if flight.deadline <= now {
-                done.push(Done { batch: flight.batch, outcome: Err(timed_out(&error)) });
-            } else {
-                again.push_back(Again { batch: flight.batch, deadline: flight.deadline, error });
-            }
-        }
-        if !again.is_empty() {
-            let pause: Duration = self.backoff.next(random);
-            self.not_before = Some(now + pause);
-        }
-        again.append(&mut self.again);
-        self.again = again;
+        either!(self, lane => lane.fail_again(error, done));
     }
 
     /// Ends every batch: the sender stops. What is in flight may be appended or not.
     pub(super) fn abandon<A>(&mut self, error: &Error, done: &mut Vec<Done<B, A>>) {
-        for flight in self.in_flight.drain(..) {
-            let outcome = match flight.refused {
-                Some(_) => error.clone(),
-                None => outcome_unknown(error),
-            };
-            done.push(Done { batch: flight.batch, outcome: Err(outcome) });
-        }
-        self.refused_at = None;
-        self.fail_again(error, done);
-    }
-
-    #[cfg(test)]
-    fn check_invariants(&self) {
-        let numbers: Vec<_> = self.in_flight.iter().map(|flight| flight.number).collect();
-        assert!(numbers.is_sorted(), "in flight in the order of their numbers: {numbers:?}");
-        let refused = self.in_flight.iter().any(|flight| flight.refused.is_some());
-        assert_eq!(
-            refused,
-            self.refused_at.is_some(),
-            "refused batches stay in flight until all are answered"
-        );
+        either!(self, lane => lane.abandon(error, done));
     }
 }
 
@@ -272,9 +208,3 @@ pub(super) fn timed_out(last: &Error) -> Error {
     last.clone()
         .becoming(ErrorKind::TimedOut, "not appended within the delivery timeout; at the last attempt")
 }
-
-#[cfg(test)]
-mod tests;
-
-#[cfg(test)]
-mod model;

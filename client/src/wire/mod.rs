@@ -11,4 +11,4 @@ mod writer;
 
 pub use connection::{Attachment, Connection, Events, Lost, NoEvents, ReplySink, Sent, Settings};
 pub use link::{Connecting, Connector, Link, TcpConnector};
-pub use pool::Pool;
+pub use pool::{BrokerBreaker, Pool};

@@ -28,6 +28,9 @@ pub struct BatchBuilder {
 /// Bytes before the first record.
 const HEAD: usize = HEADER_LENGTH + PRODUCER_HEADER_LENGTH;
 
+/// Where id, epoch and first sequence of the producer are.
+const PRODUCER_AT: usize = HEADER_LENGTH + 22;
+
 impl BatchBuilder {
     /// An empty batch with room for `capacity` bytes.
     #[must_use]
@@ -168,6 +171,31 @@ impl BatchBuilder {
     }
 }
 
+/// A produced batch under another identity: the records are copied, the producer's fields and the checksums made anew.
+///
+/// # Panics
+/// When `batch` is not one that [`BatchBuilder::build`] made.
+#[must_use]
+#[expect(clippy::cast_possible_truncation, reason = "a batch is not larger than BATCH_BYTES_MAX")]
+#[expect(clippy::indexing_slicing, reason = "every batch starts with HEAD bytes")]
+pub fn restamp_producer(
+    batch: &[u8],
+    partition: TopicPartition,
+    id: ProducerId,
+    epoch: u16,
+    first_sequence: u32,
+) -> Bytes {
+    assert!(batch.len() >= HEAD, "a batch of {} bytes", batch.len());
+    let mut batch = batch.to_vec();
+    batch[PRODUCER_AT..PRODUCER_AT + 8].copy_from_slice(&id.get().to_le_bytes());
+    batch[PRODUCER_AT + 8..PRODUCER_AT + 10].copy_from_slice(&epoch.to_le_bytes());
+    batch[PRODUCER_AT + 10..PRODUCER_AT + 14].copy_from_slice(&first_sequence.to_le_bytes());
+    let crc = crc32fast::hash(&batch[HEADER_LENGTH..]);
+    let header = encode_header(LeaderStamp::default(), batch.len() as u32, crc, partition);
+    batch[..HEADER_LENGTH].copy_from_slice(&header);
+    Bytes::from(batch)
+}
+
 /// The batch with its records compressed, unless that makes them larger, and how they are compressed.
 #[expect(clippy::indexing_slicing, reason = "every buffer here starts with HEAD bytes")]
 fn compressed(buffer: Vec<u8>, compression: Compression) -> Result<(Vec<u8>, Compression), CompressionError> {
@@ -220,6 +248,20 @@ mod tests {
             assert_eq!(all[0].headers[1].value, None);
             assert_eq!((all[1].timestamp, all[1].value.clone(), all[1].offset.get()), (990, None, 1));
         }
+    }
+
+    #[test]
+    fn under_another_identity_only_the_identity_differs() {
+        let built = |id, epoch, sequence| {
+            let mut builder = BatchBuilder::with_capacity(64);
+            builder.set_producer(ProducerId(id), epoch, sequence);
+            builder.push(5, Some(b"key"), Some(b"value"), &[]);
+            builder.build(PARTITION, Compression::Lz4).unwrap()
+        };
+        let batch = built(1, 2, 3);
+        let other = restamp_producer(&batch, PARTITION, ProducerId(7), 8, 9);
+        assert_eq!(other, built(7, 8, 9));
+        assert_ne!(other, batch);
     }
 
     #[test]

@@ -15,7 +15,7 @@ mod builder;
 mod header;
 mod records;
 
-pub use builder::BatchBuilder;
+pub use builder::{BatchBuilder, restamp_producer};
 pub use header::{ATTRIBUTE_TRANSACTIONAL, LEADER_FLAG_APPEND_TIME, LEADER_FLAG_CONTROL};
 pub use header::{BATCH_FORMAT, BATCH_LENGTH_MIN, BATCH_MAGIC, HEADER_LENGTH};
 pub use header::{

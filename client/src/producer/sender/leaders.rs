@@ -8,7 +8,7 @@ use super::super::accumulator::LaneIndex;
 use super::super::links::{Link, Peer, PeerState};
 use super::super::now;
 use super::super::sequencer::{Done, LinkId};
-use super::{Event, METADATA_AGE_MAX, Sender, Sending};
+use super::{DOUBT_AFTER, Event, METADATA_AGE_MAX, Sender, Sending};
 use crate::admin::TopicMetadata;
 use crate::error::{Error, ErrorKind};
 
@@ -60,6 +60,41 @@ impl Sender {
         Some(self.peers.len() - 1)
     }
 
+    /// Turns to new leaders, as soon as metadata tells of them. What an idempotent producer has sent to the old ones goes to
+    /// the new ones at once: an old leader may never answer.
+    pub(super) fn follow_leaders(&mut self) {
+        let now = now();
+        let shared = Arc::clone(&self.shared);
+        let metadata = shared.client.metadata();
+        for index in 0..self.partitions.len() {
+            let partition = &mut self.partitions[index];
+            let topic = metadata.topic(&partition.topic.name);
+            let Some(topic) = topic.filter(|topic| topic.topic_id == partition.place.topic_id) else {
+                continue;
+            };
+            let Ok(address) = metadata.leader_address(&topic, partition.place.partition) else { continue };
+            if partition.peer.is_some_and(|peer| *self.peers[peer].address == *address) {
+                continue;
+            }
+            if partition.peer.take().is_some() || partition.lane.has_again() {
+                let text = format!("its leader is the broker at {address} now");
+                let moved = Error::new(ErrorKind::NotReady, text);
+                let moved = moved.with_partition(&partition.topic.name, partition.place.partition);
+                partition.lane.recall(&moved, now, &mut self.done);
+            }
+            // The new leader is alive by all that is known: it is tried at once.
+            if let Some(peer) = self.peers.iter_mut().find(|peer| *peer.address == *address)
+                && let PeerState::Down { not_before } = &mut peer.state
+            {
+                *not_before = None;
+                shared.client.pool().encourage(&address);
+            }
+            if self.partitions[index].lane.has_again() {
+                self.list(index);
+            }
+        }
+    }
+
     /// Asks for the metadata of all topics again when it has become old.
     pub(super) fn refresh_all(&mut self, now: Instant) {
         if now < self.refresh_at {
@@ -100,6 +135,7 @@ impl Sender {
             }
             Event::Connected(peer, Err(error)) => self.peer_down(peer, error),
             Event::Topic(before, result) => self.take_topic(&before, result),
+            Event::Identified(result) => self.take_identity(result),
         }
     }
 
@@ -112,6 +148,18 @@ impl Sender {
         // The leader may be another one by now.
         for partition in self.partitions.iter_mut().filter(|partition| partition.peer == Some(index)) {
             self.shared.client.metadata().forget(&partition.topic.name);
+        }
+    }
+
+    /// Asks whether brokers still lead that have not answered for a while.
+    pub(super) fn note_silence(&mut self, now: Instant) {
+        let mut doubted = Vec::new();
+        for request in self.requests.values_mut().filter(|request| request.doubt_at <= now) {
+            request.doubt_at = now + DOUBT_AFTER;
+            doubted.extend(request.entries.first().map(|(index, _)| *index));
+        }
+        for index in doubted {
+            self.refresh(index, now);
         }
     }
 

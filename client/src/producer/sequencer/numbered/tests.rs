@@ -1,10 +1,11 @@
 use super::*;
+use crate::error::ErrorKind;
 use highwater_protocol::error_code::ErrorCode;
 
 const LINK: LinkId = LinkId(1);
 
 struct World {
-    lane: Lane<char>,
+    lane: NumberedLane<char>,
     start: Instant,
     done: Vec<(char, Result<u64, ErrorKind>)>,
 }
@@ -12,7 +13,7 @@ struct World {
 impl World {
     fn new(batches: &str) -> Self {
         let policy = RetryPolicy { first: Duration::from_millis(10), max: Duration::from_millis(10) };
-        let mut world = Self { lane: Lane::new(policy), start: Instant::now(), done: Vec::new() };
+        let mut world = Self { lane: NumberedLane::new(policy), start: Instant::now(), done: Vec::new() };
         for batch in batches.chars() {
             world.send(batch);
         }

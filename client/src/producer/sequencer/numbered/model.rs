@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::*;
+use crate::error::ErrorKind;
 use highwater_protocol::error_code::ErrorCode;
 use proptest::prelude::*;
 
@@ -17,7 +18,7 @@ struct Leader {
 }
 
 struct World {
-    lane: Lane<Batch>,
+    lane: NumberedLane<Batch>,
     leader: Leader,
     link: LinkId,
     now: Instant,
@@ -37,7 +38,7 @@ impl World {
         let policy = RetryPolicy { first: Duration::from_millis(1), max: Duration::from_millis(1) };
         let now = Instant::now();
         Self {
-            lane: Lane::new(policy),
+            lane: NumberedLane::new(policy),
             leader: Leader::default(),
             link: LinkId(0),
             now,
