@@ -308,7 +308,7 @@ impl Sender {
                     match build(collected, ticket.stamp, partition, &self.shared) {
                         Ok(sending) => (sending, ticket),
                         Err(done) => {
-                            self.done.push(done);
+                            self.done.push(*done);
                             continue;
                         }
                     }
@@ -435,7 +435,7 @@ fn build(
     stamp: Option<Stamp>,
     partition: &Partition,
     shared: &Shared,
-) -> Result<Sending, Done<Sending, Acknowledged>> {
+) -> Result<Sending, Box<Done<Sending, Acknowledged>>> {
     let Collected { id, mut builder, ack, charged, .. } = collected;
     let record_count = builder.record_count();
     if let Some(Stamp { identity, first_sequence }) = stamp {
@@ -447,7 +447,7 @@ fn build(
             let outcome = Error::new(ErrorKind::Unsupported, error.to_string()).with_source(error);
             let outcome = outcome.with_partition(&partition.topic.name, partition_number(partition));
             let batch = Sending { id, bytes: Bytes::new(), stamp: None, ack, charged, record_count };
-            Err(Done { batch, outcome: Err(outcome) })
+            Err(Box::new(Done { batch, outcome: Err(outcome) }))
         }
     }
 }
