@@ -475,6 +475,7 @@ pub(super) fn log_config(config: &TopicConfig, durability: Durability) -> LogCon
             retention_age: config.retention_age,
         },
         durability,
+        ..LogConfig::default()
     }
 }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use highwater_broker_core::durability::Durability;
 use highwater_broker_core::log::retention::Limits;
+use highwater_broker_core::producer::PRODUCER_EXPIRY_DEFAULT;
 
 /// Settings of a whole data directory.
 #[derive(Debug, Clone)]
@@ -37,6 +38,8 @@ pub struct LogConfig {
     /// `Fsync`: every append starts a flush round. `Interval`: the owner asks for one (`Log::request_flush`). `Os`: only
     /// sealed segments are flushed. In every mode a flush may come earlier.
     pub durability: Durability,
+    /// How long an idempotent producer is remembered after its last batch, by the append times in the log.
+    pub producer_expiry: Duration,
 }
 
 impl Default for LogConfig {
@@ -49,6 +52,7 @@ impl Default for LogConfig {
                 retention_age: None,
             },
             durability: Durability::Fsync,
+            producer_expiry: PRODUCER_EXPIRY_DEFAULT,
         }
     }
 }

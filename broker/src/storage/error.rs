@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use highwater_broker_core::log::envelope::FormatError;
-use highwater_protocol::ids::{Offset, TopicPartition};
+use highwater_protocol::ids::{LeaderEpoch, Offset, TopicPartition};
 
 /// Why an operation on a data directory or a log failed.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -41,6 +41,14 @@ pub enum Error {
     /// A log of this partition is open.
     #[error("the log of {0} is open")]
     LogOpen(TopicPartition),
+    /// What another replica knows of producers came damaged.
+    #[error("the snapshot of producers for {partition} is damaged: {error}; ask for it again")]
+    BadSnapshot {
+        /// Of which partition.
+        partition: TopicPartition,
+        /// What is wrong.
+        error: FormatError,
+    },
     /// A flush failed: the log has to be verified past the page cache first.
     #[error("the log of {0} is suspect after a failed flush: it is verified before it serves again")]
     Suspect(TopicPartition),
@@ -88,6 +96,41 @@ pub enum AppendError {
     /// The store was closed.
     #[error("the data directory is closed")]
     Closed,
+}
+
+/// Why a corrupt range was not filled.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum RepairError {
+    /// No corrupt range starts there (any more).
+    #[error("no corrupt range starts at offset {0}")]
+    NoHole(Offset),
+    /// The batches are others than are missing.
+    #[error(
+        "a batch at offset {found} of leader epoch {epoch} does not fit where offset {expected} is missing"
+    )]
+    Unfit {
+        /// What is missing.
+        expected: Offset,
+        /// What came.
+        found: Offset,
+        /// Its epoch.
+        epoch: LeaderEpoch,
+    },
+    /// There is no whole batch among them that ends in the range.
+    #[error("no whole batch came for the corrupt range {start} to {end}")]
+    TooLittle {
+        /// Where it starts.
+        start: Offset,
+        /// Where it, or the segment, ends.
+        end: Offset,
+    },
+    /// The segment is not on stable storage yet. Try again in a moment.
+    #[error("the segment with the corrupt range is not sealed and flushed yet")]
+    Later,
+    /// Reading or writing failed.
+    #[error(transparent)]
+    Io(#[from] Error),
 }
 
 /// Why offsets cannot be read.

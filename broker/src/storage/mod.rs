@@ -2,6 +2,7 @@
 //!
 //! Nothing in here has a thread of its own, but for `real`, the file system of the machine.
 
+pub mod check_plan;
 pub mod config;
 pub mod error;
 pub mod file_system;

@@ -9,6 +9,7 @@ use highwater_broker_core::log::manifest::{EpochStart, Hole, SealedSegment};
 use highwater_protocol::ids::{Offset, TopicPartition};
 use parking_lot::Mutex;
 
+use super::check_plan::ScrubPlace;
 use super::file_system::File;
 use super::segment::SegmentFile;
 use super::sink::{FlushOutcome, FlushSink};
@@ -25,6 +26,8 @@ pub(super) struct LogShared {
     pub(super) discovered: Mutex<Vec<Hole>>,
     pub(super) has_discovered: AtomicBool,
     pub(super) unflushed_bytes: AtomicU64,
+    /// Where the scrub goes on; `None`: at the log start.
+    pub(super) scrub_place: Mutex<Option<ScrubPlace>>,
 }
 
 impl std::fmt::Debug for LogShared {
@@ -64,6 +67,8 @@ pub(super) struct Sealing {
     pub(super) index: Arc<SparseIndex>,
     /// The epochs up to the end of the segment.
     pub(super) epochs: Vec<EpochStart>,
+    /// The snapshot file of producers at the end of the segment.
+    pub(super) producers: Arc<[u8]>,
 }
 
 /// What a round is going to flush of one log.
@@ -301,6 +306,7 @@ mod tests {
                 discovered: Mutex::default(),
                 has_discovered: AtomicBool::new(false),
                 unflushed_bytes: AtomicU64::new(0),
+                scrub_place: Mutex::default(),
             })
         }
 
@@ -323,7 +329,12 @@ mod tests {
                 last_append_time: 0,
                 location: Location::Local,
             };
-            let sealing = Sealing { entry, index: Arc::new(SparseIndex::default()), epochs: Vec::new() };
+            let sealing = Sealing {
+                entry,
+                index: Arc::new(SparseIndex::default()),
+                epochs: Vec::new(),
+                producers: Arc::default(),
+            };
             log.seal(segment, &self.file, sealing, Lane::Background);
         }
     }

@@ -6,16 +6,20 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use highwater_broker_core::log::directory;
 use highwater_broker_core::log::index::SparseIndex;
 use highwater_broker_core::log::manifest::{Manifest, SealedSegment};
-use highwater_protocol::ids::Offset;
+use highwater_broker_core::log::segment_name::SegmentName;
+use highwater_broker_core::producer::PRODUCER_EXPIRY_DEFAULT;
+use highwater_protocol::ids::{Offset, TopicPartition};
 use parking_lot::Mutex;
 
 use super::error::Error;
 use super::file_system::FileSystem;
 use super::files;
+use super::log::producers::Place;
 use super::shared::{LogShared, Sealing, Snapshot};
 
 /// The durable shape of a log.
@@ -41,6 +45,13 @@ struct State {
     report: Option<(u64, u64, Offset)>,
     removals: Vec<(PathBuf, PathBuf)>,
     indexes: Vec<(SealedSegment, Arc<SparseIndex>)>,
+    /// Snapshot files of producers, written before the manifest that lists their segments.
+    snapshots: Vec<(SealedSegment, Arc<[u8]>)>,
+    /// What retention let go since the last durable manifest, and that manifest's `before`.
+    gone: Vec<SealedSegment>,
+    before_durable: Option<SealedSegment>,
+    /// When producers are forgotten.
+    expiry: Duration,
     /// The log was dropped: nothing changes any more.
     stopped: bool,
 }
@@ -52,11 +63,16 @@ struct Step {
     manifest: Option<(u64, Manifest)>,
     removals: Vec<(PathBuf, PathBuf)>,
     indexes: Vec<(SealedSegment, Arc<SparseIndex>)>,
+    snapshots: Vec<(SealedSegment, Arc<[u8]>)>,
+    gone: Vec<SealedSegment>,
+    before: Option<SealedSegment>,
+    expiry: Duration,
 }
 
 impl Structure {
     /// The structure as it is on the disk. `directory_durable`: the directory's own name survives a power cut.
     pub(super) fn new(manifest: Manifest, directory_durable: bool) -> Self {
+        let before_durable = manifest.before;
         Self {
             state: Mutex::new(State {
                 manifest,
@@ -69,6 +85,10 @@ impl Structure {
                 report: None,
                 removals: Vec::new(),
                 indexes: Vec::new(),
+                snapshots: Vec::new(),
+                gone: Vec::new(),
+                before_durable,
+                expiry: PRODUCER_EXPIRY_DEFAULT,
                 stopped: false,
             }),
             writing: Mutex::new(()),
@@ -94,6 +114,43 @@ impl Structure {
         state.manifest_wanted += 1;
         state.removals.extend(removals);
         change(&mut state.manifest)
+    }
+
+    /// No batch below has an idempotent producer.
+    pub(super) fn producers_from(&self) -> Offset {
+        self.state.lock().manifest.producers_from
+    }
+
+    /// Writes a snapshot of producers with the next manifest.
+    pub(super) fn add_snapshot(&self, entry: SealedSegment, bytes: Arc<[u8]>) {
+        self.state.lock().snapshots.push((entry, bytes));
+    }
+
+    /// Retention lets segments go: `change` takes them off the list. `removals` go to the trash when that is durable, and
+    /// so is a snapshot of producers at the end of the last one.
+    pub(super) fn let_go(
+        &self,
+        gone: &[SealedSegment],
+        removals: Vec<(PathBuf, PathBuf)>,
+        expiry: Duration,
+        change: impl FnOnce(&mut Manifest),
+    ) {
+        let mut state = self.state.lock();
+        state.manifest_wanted += 1;
+        state.removals.extend(removals);
+        state.gone.extend_from_slice(gone);
+        state.expiry = expiry;
+        change(&mut state.manifest);
+    }
+
+    /// Snapshots of producers at `end` or later are not to be trusted any more, if they are not written yet.
+    pub(super) fn drop_snapshots(&self, end: Offset) {
+        self.state.lock().snapshots.retain(|(entry, _)| entry.end_offset < end);
+    }
+
+    /// Whether a segment is listed.
+    pub(super) fn is_listed(&self, name: SegmentName) -> bool {
+        self.state.lock().manifest.segments.iter().any(|segment| segment.name == name)
     }
 
     /// How many sealed segments are listed.
@@ -172,6 +229,8 @@ impl Structure {
             if let Err(error) = result {
                 let mut state = self.state.lock();
                 state.removals.extend(step.removals);
+                let later = std::mem::replace(&mut state.gone, step.gone);
+                state.gone.extend(later);
                 state.running = false;
                 return Err(error);
             }
@@ -210,9 +269,15 @@ impl Structure {
                 tracing::info!(partition = %log.partition, %error, "no index file: it is rebuilt when it is needed");
             }
         }
+        write_snapshots(fs, log.partition, &log.directory, &step.snapshots);
         if let Some((version, manifest)) = &step.manifest {
+            let place =
+                Place { fs, directory: &log.directory, partition: log.partition, expiry: step.expiry };
+            place.keep_last(&step.gone, step.before.as_ref(), manifest.producers_from)?;
             files::replace(fs, &log.directory, directory::MANIFEST, &manifest.encode())?;
-            self.state.lock().manifest_durable = *version;
+            let mut state = self.state.lock();
+            state.manifest_durable = *version;
+            state.before_durable = manifest.before;
         }
         Ok(())
     }
@@ -222,22 +287,36 @@ impl Structure {
     pub(super) fn change_now(
         &self,
         fs: &dyn FileSystem,
+        partition: TopicPartition,
         log_directory: &Path,
         change: impl FnOnce(&mut Manifest),
     ) -> Result<(), Error> {
         let _writing = self.writing.lock();
-        let (version, names, with_parents, manifest) = {
+        let (version, names, with_parents, manifest, snapshots, gone, before, expiry) = {
             let mut state = self.state.lock();
             state.manifest_wanted += 1;
             change(&mut state.manifest);
-            (state.manifest_wanted, state.names_wanted, !state.directory_durable, state.manifest.clone())
+            let snapshots = std::mem::take(&mut state.snapshots);
+            let with_parents = !state.directory_durable;
+            let gone = std::mem::take(&mut state.gone);
+            let manifest = state.manifest.clone();
+            let (version, names) = (state.manifest_wanted, state.names_wanted);
+            (version, names, with_parents, manifest, snapshots, gone, state.before_durable, state.expiry)
         };
+        write_snapshots(fs, partition, log_directory, &snapshots);
+        let place = Place { fs, directory: log_directory, partition, expiry };
+        if let Err(error) = place.keep_last(&gone, before.as_ref(), manifest.producers_from) {
+            let later = std::mem::replace(&mut self.state.lock().gone, gone);
+            self.state.lock().gone.extend(later);
+            return Err(error);
+        }
         files::replace(fs, log_directory, directory::MANIFEST, &manifest.encode())?;
         if with_parents {
             sync_names(fs, log_directory, true)?;
         }
         let mut state = self.state.lock();
         state.manifest_durable = version;
+        state.before_durable = manifest.before;
         // Replacing the manifest synced the directory, and with it the names of all files in it.
         state.names_durable = names;
         state.directory_durable = true;
@@ -246,12 +325,17 @@ impl Structure {
     }
 
     /// Makes everything durable that is wanted. Blocks on the disk.
-    pub(super) fn finish(&self, fs: &dyn FileSystem, log_directory: &Path) -> Result<(), Error> {
+    pub(super) fn finish(
+        &self,
+        fs: &dyn FileSystem,
+        partition: TopicPartition,
+        log_directory: &Path,
+    ) -> Result<(), Error> {
         let dirty = {
             let state = self.state.lock();
             state.manifest_wanted > state.manifest_durable || state.names_wanted > state.names_durable
         };
-        if dirty { self.change_now(fs, log_directory, |_| {}) } else { Ok(()) }
+        if dirty { self.change_now(fs, partition, log_directory, |_| {}) } else { Ok(()) }
     }
 }
 
@@ -262,6 +346,7 @@ impl State {
         self.manifest.segments.push(sealing.entry);
         self.manifest.epochs.clone_from(&sealing.epochs);
         self.indexes.push((sealing.entry, Arc::clone(&sealing.index)));
+        self.snapshots.push((sealing.entry, Arc::clone(&sealing.producers)));
     }
 
     fn next_step(&mut self) -> Option<Step> {
@@ -274,13 +359,33 @@ impl State {
         if names.is_none() && manifest.is_none() && self.removals.is_empty() {
             return None;
         }
+        // What was let go stays until the manifest without it is durable.
+        let gone = if manifest.is_some() { std::mem::take(&mut self.gone) } else { Vec::new() };
         Some(Step {
+            gone,
+            before: self.before_durable,
+            expiry: self.expiry,
             names,
             directory: !self.directory_durable,
             manifest,
             removals: std::mem::take(&mut self.removals),
             indexes: std::mem::take(&mut self.indexes),
+            snapshots: std::mem::take(&mut self.snapshots),
         })
+    }
+}
+
+/// Writes snapshots of producers; replacing the manifest then makes their names durable.
+fn write_snapshots(
+    fs: &dyn FileSystem,
+    partition: TopicPartition,
+    log_directory: &Path,
+    snapshots: &[(SealedSegment, Arc<[u8]>)],
+) {
+    for (entry, bytes) in snapshots {
+        if let Err(error) = files::write_and_rename(fs, log_directory, &entry.name.producers_name(), bytes) {
+            tracing::info!(%partition, %error, "no snapshot of producers: more is read at the next start");
+        }
     }
 }
 

@@ -195,10 +195,10 @@ fn check_stretch(
     holes
 }
 
-/// Takes note of a corrupt range that a reader came across, and says so once.
-fn note_hole(log: &LogShared, segment: &SegmentFile, hole: Hole) {
+/// Takes note of a corrupt range that a reader came across, and says so once. False: it was known.
+pub(super) fn note_hole(log: &LogShared, segment: &SegmentFile, hole: Hole) -> bool {
     if !segment.add_hole(hole.clone()) {
-        return;
+        return false;
     }
     tracing::error!(
         partition = %log.partition,
@@ -210,4 +210,5 @@ fn note_hole(log: &LogShared, segment: &SegmentFile, hole: Hole) {
         "batches on the disk are corrupt: reads of these offsets are refused, everything else goes on"
     );
     log.add_discovered(hole);
+    true
 }

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use highwater_protocol::batch::{BatchBuilder, BatchHeader, Records};
 use highwater_protocol::compression::Compression;
-use highwater_protocol::ids::{Offset, TopicPartition};
+use highwater_protocol::ids::{Offset, ProducerId, TopicPartition};
 
 use super::random::Random;
 
@@ -29,7 +29,25 @@ pub fn produced(
     timestamp: i64,
     random: &mut Random,
 ) -> Bytes {
+    produced_by(None, partition, ids, value_bytes, timestamp, random)
+}
+
+/// The same from an idempotent producer: its id, its epoch and the sequence of the first record.
+///
+/// # Panics
+/// When the batch would be larger than a batch may be.
+pub fn produced_by(
+    producer: Option<(ProducerId, u16, u32)>,
+    partition: TopicPartition,
+    ids: impl Iterator<Item = u64>,
+    value_bytes: usize,
+    timestamp: i64,
+    random: &mut Random,
+) -> Bytes {
     let mut builder = BatchBuilder::with_capacity(256);
+    if let Some((id, epoch, first_sequence)) = producer {
+        builder.set_producer(id, epoch, first_sequence);
+    }
     for id in ids {
         let mut value = id.to_le_bytes().to_vec();
         let filler = random.index(value_bytes + 1);
@@ -47,13 +65,26 @@ pub fn produced(
 ///
 /// # Errors
 /// What is wrong, if anything is.
-pub fn records(mut bytes: Bytes, partition: TopicPartition) -> Result<Vec<Seen>, String> {
+pub fn records(bytes: Bytes, partition: TopicPartition) -> Result<Vec<Seen>, String> {
+    records_of(bytes, partition, |_| {})
+}
+
+/// The same, with the header of each batch.
+///
+/// # Errors
+/// What is wrong, if anything is.
+pub fn records_of(
+    mut bytes: Bytes,
+    partition: TopicPartition,
+    mut headers: impl FnMut(&BatchHeader),
+) -> Result<Vec<Seen>, String> {
     let mut seen = Vec::new();
     while !bytes.is_empty() {
         let header = BatchHeader::decode(&bytes).map_err(|error| error.to_string())?;
         if bytes.len() < header.length() {
             return Err(format!("the batch at {} is cut short", header.leader.base_offset));
         }
+        headers(&header);
         let batch = bytes.split_to(header.length());
         let records = Records::verify(&batch, partition).map_err(|error| error.to_string())?;
         for record in records.iter() {

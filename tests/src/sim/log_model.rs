@@ -3,6 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
+use std::time::Duration;
+
+use highwater_broker_core::producer::ProducerTable;
+use highwater_protocol::batch::BatchHeader;
 
 use super::batches::Seen;
 
@@ -19,11 +23,15 @@ pub struct Contents {
     pub holes: Vec<Range<u64>>,
     /// All records, read one range after another.
     pub records: Vec<Seen>,
+    /// The headers of their batches.
+    pub batches: Vec<BatchHeader>,
+    /// What the log knows about producers.
+    pub producers: ProducerTable,
 }
 
 impl fmt::Debug for Contents {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { log_start, log_end, flushed_end, holes, records } = self;
+        let Self { log_start, log_end, flushed_end, holes, records, .. } = self;
         write!(
             f,
             "{log_start}..{log_end} (flushed {flushed_end}, holes {holes:?}, {} records, ",
@@ -67,6 +75,8 @@ pub struct LogModel {
     refused_at: Option<u64>,
     /// Records of appends that were not undone: they may be there after a crash.
     stuck: BTreeSet<u64>,
+    /// The headers of all batches, those that retention let go included.
+    headers: BTreeMap<u64, BatchHeader>,
     /// Whether a flush has failed: what was written after the flushed end may be gone without a power cut.
     pub flush_failed: bool,
 }
@@ -97,8 +107,27 @@ impl LogModel {
     }
 
     /// It succeeded.
-    pub fn append_succeeded(&mut self, count: u64) {
+    pub fn append_succeeded(&mut self, count: u64, headers: impl Iterator<Item = BatchHeader>) {
         self.written_end += count;
+        self.headers.extend(headers.map(|header| (header.leader.base_offset.get(), header)));
+    }
+
+    /// What is known about producers after all batches below `end`; `batches` are those from `start` on.
+    #[must_use]
+    pub fn producers(&self, expiry: Duration, start: u64, batches: &[BatchHeader]) -> ProducerTable {
+        let mut table = ProducerTable::new(expiry);
+        self.headers.range(..start).for_each(|(_, header)| table.apply(header));
+        batches
+            .iter()
+            .filter(|header| header.leader.base_offset.get() >= start)
+            .for_each(|header| table.apply(header));
+        table
+    }
+
+    /// What is known about producers after all batches.
+    #[must_use]
+    pub fn all_producers(&self, expiry: Duration) -> ProducerTable {
+        self.producers(expiry, u64::MAX, &[])
     }
 
     /// It was answered with an error: nothing of it counts.
@@ -131,6 +160,7 @@ impl LogModel {
     /// The log was truncated: offsets from `to` on are free for other records.
     pub fn truncated(&mut self, to: u64) {
         self.timeline.split_off(&to);
+        self.headers.split_off(&to);
         self.batch_ends.split_off(&(to + 1));
         self.written_end = self.written_end.min(to);
         self.flushed_end = self.flushed_end.min(to);
@@ -204,6 +234,8 @@ impl LogModel {
 
     /// Goes on with a log that was checked, in a new epoch.
     pub fn adopt(&mut self, there: &Contents) {
+        self.headers.split_off(&there.log_start);
+        self.headers.extend(there.batches.iter().map(|header| (header.leader.base_offset.get(), *header)));
         self.timeline = there.records.iter().map(|seen| (seen.offset, (seen.epoch, seen.id))).collect();
         self.written_end = there.log_end;
         self.batch_ends.split_off(&(there.log_end + 1));

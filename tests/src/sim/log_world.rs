@@ -14,7 +14,9 @@ use highwater_broker::storage::store::{Store, StoreReport};
 use highwater_broker_core::durability::Durability;
 use highwater_broker_core::log::retention::Limits;
 use highwater_protocol::batch::{BatchHeader, HEADER_LENGTH, LeaderStamp};
-use highwater_protocol::ids::{DirectoryId, LeaderEpoch, Offset, PartitionId, TopicId, TopicPartition};
+use highwater_protocol::ids::{
+    DirectoryId, LeaderEpoch, Offset, PartitionId, ProducerId, TopicId, TopicPartition,
+};
 use parking_lot::Mutex;
 
 use super::batches::{self, Seen};
@@ -77,7 +79,12 @@ pub struct LogWorld {
     pub config: LogConfig,
     /// The process, while it lives.
     pub running: Option<Running>,
+    /// Epoch and next sequence of each producer.
+    producers: [(u16, u32); PRODUCERS],
 }
+
+/// Idempotent producers that write.
+const PRODUCERS: usize = 4;
 
 /// Small segments, so that short histories roll.
 #[must_use]
@@ -90,6 +97,7 @@ pub const fn small_log(durability: Durability) -> LogConfig {
             retention_age: None,
         },
         durability,
+        producer_expiry: Duration::from_secs(3600),
     }
 }
 
@@ -113,6 +121,7 @@ impl LogWorld {
             model: LogModel::default(),
             config: small_log(Durability::Fsync),
             running: None,
+            producers: [(0, 0); PRODUCERS],
         };
         match open(&world.disk, world.config) {
             Ok(running) => world.running = Some(running),
@@ -146,7 +155,9 @@ impl LogWorld {
             let start = if number == 0 { new.start } else { ids.start };
             ids = start..new.end;
             let timestamp = self.clock.wall().as_millis();
-            let sent = batches::produced(PARTITION, new, value_bytes, timestamp, &mut self.random);
+            let producer = self.next_producer(count);
+            let sent =
+                batches::produced_by(producer, PARTITION, new, value_bytes, timestamp, &mut self.random);
             batches.push(stamped(
                 &sent,
                 LeaderStamp {
@@ -164,13 +175,30 @@ impl LogWorld {
         self.model.append_begins(ids);
         let result = self.log().append(&batches);
         match &result {
-            Ok(()) => self.model.append_succeeded(count),
+            Ok(()) => self.model.append_succeeded(count, batches.iter().map(|batch| batch.header)),
             // The crash that is under way decides about it.
             Err(_) if !self.disk.has_power() => {}
             Err(AppendError::Stuck { .. }) => self.model.append_stuck(),
             Err(_) => self.model.append_refused(),
         }
         result
+    }
+
+    /// Who sends the next batch of `count` records: mostly a producer that goes on where it was, now and then one that
+    /// starts over, or is not at all where it should be, or nobody who is idempotent.
+    fn next_producer(&mut self, count: u64) -> Option<(ProducerId, u16, u32)> {
+        if self.random.percent(30) {
+            return None;
+        }
+        let id = self.random.index(PRODUCERS);
+        let (mut epoch, mut first) = self.producers[id];
+        match self.random.below(20) {
+            0 => (epoch, first) = (epoch + 1, 0),
+            1 => first = self.random.below(1 << 31) as u32,
+            _ => {}
+        }
+        self.producers[id] = (epoch, (first + count as u32) % (1 << 31));
+        Some((ProducerId(id as u64), epoch, first))
     }
 
     /// Passes completions on to the log, as its owner does, and tells the model.
@@ -221,8 +249,22 @@ impl LogWorld {
             Err(_) if !self.disk.has_power() => return Ok(()),
             there => there?,
         };
-        self.model.check_recovered(&there, Crash::Process)?;
+        self.check_recovered(&there, Crash::Process)?;
         self.model.adopt(&there);
+        Ok(())
+    }
+
+    /// Whether what was found is what was promised, and what is known about producers is what the batches say, those
+    /// included that retention let go.
+    fn check_recovered(&self, there: &Contents, crash: Crash) -> Result<(), String> {
+        self.model.check_recovered(there, crash)?;
+        let expected = self.model.producers(self.config.producer_expiry, there.log_start, &there.batches);
+        if there.producers != expected {
+            return Err(format!(
+                "after a {crash:?} crash {:?}, the batches say {expected:?}",
+                there.producers
+            ));
+        }
         Ok(())
     }
 
@@ -267,6 +309,12 @@ impl LogWorld {
             ));
         }
         self.model.truncated(expected);
+        let known = self.log().producers().clone();
+        if known != self.model.all_producers(self.config.producer_expiry) {
+            return Err(format!(
+                "truncated to {to}: other producers are known than the batches say: {known:?}"
+            ));
+        }
         Ok(())
     }
 
@@ -307,7 +355,7 @@ impl LogWorld {
         }
         self.running = Some(running);
         let there = self.contents()?;
-        self.model.check_recovered(&there, Crash::Process)?;
+        self.check_recovered(&there, Crash::Process)?;
         if (there.log_start, &there.records) != (before.log_start, &before.records) {
             return Err(format!("after a clean stop {there:?}, before it {before:?}"));
         }
@@ -331,7 +379,7 @@ impl LogWorld {
         let disk = crashed.fork();
         let mut first = open(&disk, self.config).map_err(|error| format!("recovery: {error}"))?;
         let there = contents(&mut first.log)?;
-        self.model.check_recovered(&there, crash)?;
+        self.check_recovered(&there, crash)?;
         check_quarantine(crashed, &disk, &first.report)?;
         for again in [Crash::Process, Crash::Power] {
             let disk = disk.fork();
@@ -418,11 +466,13 @@ pub fn contents(log: &mut Log) -> Result<Contents, String> {
         flushed_end: log.flushed_end().get(),
         holes: Vec::new(),
         records: Vec::new(),
+        batches: Vec::new(),
+        producers: log.producers().clone(),
     };
     let mut offset = log_start;
     let mut failures = 0;
     while offset < log_end {
-        match read(log, offset, log_end, 1 << 20) {
+        match read_with(log, offset, log_end, 1 << 20, |header| found.batches.push(*header)) {
             Ok(seen) => {
                 let next = seen.last().map_or(0, |last| last.offset + 1);
                 if next <= offset {
@@ -463,6 +513,16 @@ pub enum Unread {
 /// # Errors
 /// When the log does not have them, or serves something that is not a good batch.
 pub fn read(log: &mut Log, from: u64, upto: u64, bytes_max: usize) -> Result<Vec<Seen>, Unread> {
+    read_with(log, from, upto, bytes_max, |_| {})
+}
+
+fn read_with(
+    log: &mut Log,
+    from: u64,
+    upto: u64,
+    bytes_max: usize,
+    mut headers: impl FnMut(&BatchHeader),
+) -> Result<Vec<Seen>, Unread> {
     let other = |error: ReadError| match error {
         ReadError::CorruptRange { start, end } => Unread::Hole(start.get()..end.get()),
         ReadError::Io(error) => Unread::Failed(error.to_string()),
@@ -472,7 +532,7 @@ pub fn read(log: &mut Log, from: u64, upto: u64, bytes_max: usize) -> Result<Vec
     let slices = plan.ready().unwrap_or_else(|| plan.execute()).map_err(other)?;
     let mut seen = Vec::new();
     for slice in slices {
-        seen.extend(batches::records(slice, PARTITION).map_err(Unread::Wrong)?);
+        seen.extend(batches::records_of(slice, PARTITION, &mut headers).map_err(Unread::Wrong)?);
     }
     if seen.is_empty() { Err(Unread::Nothing) } else { Ok(seen) }
 }

@@ -10,6 +10,7 @@
 //! topics/TOPIC_ID/PARTITION/manifest    sealed segments, holes, epochs
 //! topics/TOPIC_ID/PARTITION/*.segment   batches, one after another
 //! topics/TOPIC_ID/PARTITION/*.index     sparse index of a sealed segment; rebuilt when missing
+//! topics/TOPIC_ID/PARTITION/*.producers what is known of idempotent producers at the end of a segment
 //! topics/TOPIC_ID/PARTITION/quarantine  what recovery cut off
 //! trash/                                what is deleted next
 //! ```

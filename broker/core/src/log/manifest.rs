@@ -9,12 +9,13 @@ use super::envelope::{self, Fields, FormatError};
 use super::segment_name::SegmentName;
 
 const MAGIC: [u8; 4] = *b"HWMA";
-const VERSION: u16 = 1;
+/// Version 1 knew nothing of producers.
+const VERSION: u16 = 2;
 
 /// What a partition's directory holds, but for the unsealed tail.
 ///
-/// Files whose serial number is `next_serial` or larger are the unsealed tail; smaller ones that are not listed are
-/// leftovers of truncation or retention. A missing manifest means the default.
+/// Files whose serial number is `next_serial` or larger are the unsealed tail, those of repaired segments aside; other
+/// ones that are not listed are leftovers of truncation or retention. A missing manifest means the default.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Manifest {
     /// Raised by truncation and reset: completions of earlier flush rounds are void.
@@ -31,6 +32,11 @@ pub struct Manifest {
     pub holes: Vec<Hole>,
     /// Where each leader epoch starts, within the sealed segments.
     pub epochs: Vec<EpochStart>,
+    /// The segment that ended at the log start, or before it where a hole was let go. Its bytes are gone; the snapshot of
+    /// producers at its end is kept.
+    pub before: Option<SealedSegment>,
+    /// No batch below has an idempotent producer.
+    pub producers_from: Offset,
 }
 
 /// A segment that nothing is appended to any more.
@@ -94,6 +100,12 @@ impl Manifest {
         self.log_start.max(segments).max(holes)
     }
 
+    /// Whether a file of this name belongs to the unsealed tail.
+    #[must_use]
+    pub const fn is_tail(&self, name: SegmentName) -> bool {
+        name.serial >= self.next_serial && !name.is_repaired()
+    }
+
     /// The bytes of the file.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
@@ -103,19 +115,7 @@ impl Manifest {
         out.put_u64_le(self.next_serial);
         out.put_u8(u8::from(self.suspect));
         out.put_u32_le(self.segments.len() as u32);
-        for segment in &self.segments {
-            out.put_u64_le(segment.name.serial);
-            out.put_u64_le(segment.name.base_offset.0);
-            out.put_u64_le(segment.end_offset.0);
-            out.put_u64_le(segment.length);
-            out.put_u32_le(segment.checksum);
-            out.put_i64_le(segment.max_timestamp);
-            out.put_i64_le(segment.first_append_time);
-            out.put_i64_le(segment.last_append_time);
-            match segment.location {
-                Location::Local => out.put_u8(0),
-            }
-        }
+        self.segments.iter().for_each(|segment| encode_segment(&mut out, segment));
         out.put_u32_le(self.holes.len() as u32);
         for hole in &self.holes {
             out.put_u64_le(hole.start.0);
@@ -129,6 +129,11 @@ impl Manifest {
             out.put_u32_le(start.epoch.0);
             out.put_u64_le(start.start.0);
         }
+        out.put_u8(u8::from(self.before.is_some()));
+        if let Some(before) = &self.before {
+            encode_segment(&mut out, before);
+        }
+        out.put_u64_le(self.producers_from.0);
         envelope::wrap(MAGIC, VERSION, &out)
     }
 
@@ -137,7 +142,7 @@ impl Manifest {
     /// # Errors
     /// When it is damaged, newer than this code, or contradicts itself.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
-        let (_version, payload) = envelope::unwrap(MAGIC, VERSION, bytes)?;
+        let (version, payload) = envelope::unwrap(MAGIC, VERSION, bytes)?;
         let mut fields = Fields(payload);
         let mut manifest = Self {
             log_generation: fields.u64()?,
@@ -163,20 +168,35 @@ impl Manifest {
                 .epochs
                 .push(EpochStart { epoch: LeaderEpoch(fields.u32()?), start: Offset(fields.u64()?) });
         }
+        if version >= 2 {
+            manifest.before = match fields.u8()? {
+                0 => None,
+                1 => Some(decode_segment(&mut fields)?),
+                _ => return Err(FormatError::Field("before")),
+            };
+            manifest.producers_from = Offset(fields.u64()?);
+        } else {
+            // Batches of idempotent producers were refused then.
+            manifest.producers_from = manifest.end_offset();
+        }
         fields.end()?;
         manifest.check()?;
         Ok(manifest)
     }
 
     fn check(&self) -> Result<(), FormatError> {
-        let segments = self.segments.iter().all(|segment| {
-            segment.name.base_offset <= segment.end_offset && segment.name.serial < self.next_serial
-        }) && self.segments.is_sorted_by(|a, b| a.end_offset <= b.name.base_offset);
+        let segments = self
+            .segments
+            .iter()
+            .all(|segment| segment.name.base_offset <= segment.end_offset && !self.is_tail(segment.name))
+            && self.segments.is_sorted_by(|a, b| a.end_offset <= b.name.base_offset);
         let holes =
             self.holes.iter().all(|hole| hole.start < hole.end && hole.positions.start <= hole.positions.end)
                 && self.holes.is_sorted_by(|a, b| a.end <= b.start);
         let epochs = self.epochs.is_sorted_by(|a, b| a.epoch < b.epoch && a.start <= b.start);
+        let before = self.before.is_none_or(|before| before.end_offset <= self.log_start);
         match (segments, holes, epochs) {
+            _ if !before => Err(FormatError::Field("before")),
             (false, ..) => Err(FormatError::Field("segments")),
             (_, false, _) => Err(FormatError::Field("holes")),
             (.., false) => Err(FormatError::Field("epochs")),
@@ -186,6 +206,20 @@ impl Manifest {
 }
 
 const SEGMENT_BYTES: usize = 61;
+
+fn encode_segment(out: &mut Vec<u8>, segment: &SealedSegment) {
+    out.put_u64_le(segment.name.serial);
+    out.put_u64_le(segment.name.base_offset.0);
+    out.put_u64_le(segment.end_offset.0);
+    out.put_u64_le(segment.length);
+    out.put_u32_le(segment.checksum);
+    out.put_i64_le(segment.max_timestamp);
+    out.put_i64_le(segment.first_append_time);
+    out.put_i64_le(segment.last_append_time);
+    match segment.location {
+        Location::Local => out.put_u8(0),
+    }
+}
 
 fn decode_segment(fields: &mut Fields<'_>) -> Result<SealedSegment, FormatError> {
     Ok(SealedSegment {
@@ -247,6 +281,8 @@ mod tests {
             segments: vec![segment(1, 10, 20), segment(4, 25, 30)],
             holes: vec![Hole { start: Offset(20), end: Offset(25), serial: 1, positions: 900..1000 }],
             epochs: vec![EpochStart { epoch: LeaderEpoch(2), start: Offset(10) }],
+            before: Some(segment(0, 0, 10)),
+            producers_from: Offset(12),
         }
     }
 
@@ -256,6 +292,26 @@ mod tests {
         assert_eq!(Manifest::decode(&manifest.encode()).unwrap(), manifest);
         assert_eq!(manifest.end_offset(), Offset(30));
         assert_eq!(Manifest::decode(&Manifest::default().encode()).unwrap(), Manifest::default());
+    }
+
+    #[test]
+    fn a_manifest_of_before_producers_says_that_there_are_none() {
+        let manifest = Manifest { before: None, producers_from: Offset(0), ..example() };
+        let bytes = manifest.encode();
+        let payload = &bytes[10..bytes.len() - 4 - 9];
+        let old = Manifest::decode(&envelope::wrap(MAGIC, 1, payload)).unwrap();
+        assert_eq!(old, Manifest { producers_from: Offset(30), ..manifest });
+    }
+
+    #[test]
+    fn a_repaired_segment_is_never_taken_for_the_tail() {
+        let mut manifest = example();
+        let repaired =
+            SegmentName { serial: crate::log::segment_name::REPAIRED_SERIAL, ..manifest.segments[0].name };
+        manifest.segments[0].name = repaired;
+        assert_eq!(Manifest::decode(&manifest.encode()).unwrap(), manifest);
+        assert!(!manifest.is_tail(repaired));
+        assert!(manifest.is_tail(SegmentName { serial: 9, base_offset: Offset(30) }));
     }
 
     #[test]

@@ -147,6 +147,11 @@ impl<S: SegmentBytes> Scanner<S> {
         self
     }
 
+    /// The bytes that are scanned.
+    pub const fn source_mut(&mut self) -> &mut S {
+        &mut self.source
+    }
+
     /// The offset after the last good batch.
     pub const fn expected(&self) -> Offset {
         self.expected

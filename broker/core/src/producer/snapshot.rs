@@ -49,8 +49,7 @@ impl ProducerTable {
     /// The table as bytes. Those that have expired are left out; equal tables have equal bytes.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let mut live: Vec<_> = self.live().collect();
-        live.sort_unstable_by_key(|(id, _)| **id);
+        let live: Vec<_> = self.live().collect();
         let mut out = Vec::with_capacity(12 + live.len() * (PRODUCER_BYTES + BATCH_BYTES));
         out.put_i64_le(self.time);
         out.put_u32_le(live.len() as u32);

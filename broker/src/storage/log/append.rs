@@ -145,6 +145,7 @@ impl Log {
         for batch in batches {
             let header = &batch.header;
             active.note(header, position, batch.header_crc());
+            self.producers.apply(header);
             note_epoch(&mut self.epochs, header.leader.leader_epoch, header.leader.base_offset);
             self.durable_end = self.durable_end.max(header.leader.durable_end);
             self.last_append_time = self.last_append_time.max(header.leader.append_time);
@@ -225,7 +226,7 @@ impl StampedBatch {
     }
 
     /// The checksum at the end of the stamped header.
-    fn header_crc(&self) -> u32 {
+    pub(super) fn header_crc(&self) -> u32 {
         let [.., a, b, c, d] = self.head;
         u32::from_le_bytes([a, b, c, d])
     }

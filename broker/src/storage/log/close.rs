@@ -25,7 +25,11 @@ impl Log {
     pub fn close(mut self) -> Result<Closed, Error> {
         self.sync_all()?;
         self.take_in_discovered();
-        self.shared.structure.finish(&**self.store.file_system(), &self.shared.directory)?;
+        self.shared.structure.finish(
+            &**self.store.file_system(),
+            self.shared.partition,
+            &self.shared.directory,
+        )?;
         Ok(Closed {
             partition: self.shared.partition,
             log_generation: self.log_generation,

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use highwater_broker_core::log::manifest::{Hole, Location, SealedSegment, start_epochs_at, truncate_epochs};
 use highwater_broker_core::log::retention::Facts;
+use highwater_broker_core::log::segment_name::SegmentName;
 use highwater_broker_core::time::Wall;
 use highwater_protocol::ids::Offset;
 
@@ -79,23 +80,35 @@ impl Log {
         let log_start = self.log_start;
         self.holes.retain(|hole| hole.end > log_start);
         start_epochs_at(&mut self.epochs, log_start);
-        let removals = gone.iter().flat_map(|segment| self.removals(segment)).collect();
-        self.shared.structure.change(removals, |manifest| {
+        // What is known of producers outlives their batches.
+        let before = self.before.replace(last.entry);
+        let mut removals: Vec<_> =
+            gone.iter().flat_map(|segment| self.removals(&segment.entry.name)).collect();
+        let dead = gone[..count - 1].iter().map(|segment| segment.entry.name);
+        for name in dead.chain(before.map(|before| before.name)) {
+            removals.push(self.removal(name.producers_name()));
+        }
+        let before = self.before;
+        let entries: Vec<SealedSegment> = gone.iter().map(|segment| segment.entry).collect();
+        self.shared.structure.let_go(&entries, removals, self.config.producer_expiry, |manifest| {
             manifest.segments.drain(..count);
             manifest.log_start = log_start;
+            manifest.before = before;
             manifest.holes.retain(|hole| hole.end > log_start);
             start_epochs_at(&mut manifest.epochs, log_start);
         });
         tracing::debug!(partition = %self.shared.partition, %log_start, count, "retention let segments go");
     }
 
-    /// Where the files of a segment go that is not listed any more.
-    pub(super) fn removals(&self, segment: &Sealed) -> [(PathBuf, PathBuf); 2] {
-        let name = &segment.entry.name;
-        [name.to_string(), name.index_name()].map(|name| {
-            let trash = self.store.trash_path(&format!("{}-{name}", self.shared.partition).replace('/', "-"));
-            (self.shared.directory.join(name), trash)
-        })
+    /// Where the files of a segment go that is not listed any more, but for its snapshot of producers.
+    pub(super) fn removals(&self, name: &SegmentName) -> [(PathBuf, PathBuf); 2] {
+        [name.to_string(), name.index_name()].map(|name| self.removal(name))
+    }
+
+    /// Where a file goes that is not needed any more.
+    pub(super) fn removal(&self, name: String) -> (PathBuf, PathBuf) {
+        let trash = self.store.trash_path(&format!("{}-{name}", self.shared.partition).replace('/', "-"));
+        (self.shared.directory.join(name), trash)
     }
 
     /// Seals the active segment; the next append starts a new one. Does nothing if there is nothing in it.
@@ -124,7 +137,9 @@ impl Log {
         let mut epochs = self.epochs.clone();
         truncate_epochs(&mut epochs, self.log_end);
         let lane = self.sealing_lane();
-        if self.shared.seal(&active.file, &file, Sealing { entry, index, epochs }, lane) {
+        let producers = self.snapshot(&entry).into();
+        let sealing = Sealing { entry, index, epochs, producers };
+        if self.shared.seal(&active.file, &file, sealing, lane) {
             self.store.flusher().enqueue(&self.shared, lane);
         }
         self.sealed.push_back(Sealed { entry, file: active.file });

@@ -1,11 +1,15 @@
 //! The log of one partition: segments on disk, a tail in memory, and what has been flushed.
 
 mod append;
+mod check;
 mod close;
 mod maintain;
+pub(in crate::storage) mod producers;
 mod quarantine;
 mod read;
 mod recover;
+mod repair;
+mod reset;
 mod rewrite;
 mod scan_files;
 mod suspect;
@@ -18,7 +22,8 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use highwater_broker_core::durability::Durability;
 use highwater_broker_core::log::index::SparseIndex;
-use highwater_broker_core::log::manifest::{EpochStart, Hole};
+use highwater_broker_core::log::manifest::{EpochStart, Hole, SealedSegment};
+use highwater_broker_core::producer::ProducerTable;
 use highwater_protocol::batch::{BatchHeader, HEADER_LENGTH};
 use highwater_protocol::ids::{LeaderEpoch, Offset, TopicPartition};
 
@@ -65,6 +70,10 @@ pub struct Log {
     /// Bad ranges that were found since `maintain` last reported them.
     new_holes: Vec<Hole>,
     sealed: VecDeque<Sealed>,
+    /// The segment that ended where the log starts now, for the snapshot of producers at its end.
+    before: Option<SealedSegment>,
+    /// What is known at the log end.
+    producers: ProducerTable,
     /// Invariant: starts where the last sealed segment or hole ends; there is none before the first append to it.
     active: Option<Active>,
     next_serial: u64,
@@ -208,6 +217,7 @@ impl Log {
     /// Changes settings. What a stricter durability asks for is flushed in the next round.
     pub fn configure(&mut self, config: LogConfig) {
         self.config = config;
+        self.producers.set_expiry(config.producer_expiry);
         if config.durability == Durability::Fsync {
             self.request_flush();
         }

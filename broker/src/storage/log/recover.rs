@@ -1,9 +1,12 @@
 //! Opening a log: what is sealed is trusted, what is not is scanned, cut, synced and only then served.
 
+mod producers;
+
 use std::collections::{BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::time::Duration;
 
 use highwater_broker_core::log::directory::{self, TEMPORARY_SUFFIX};
 use highwater_broker_core::log::envelope::FormatError;
@@ -12,9 +15,11 @@ use highwater_broker_core::log::manifest::{
 };
 use highwater_broker_core::log::recovery::{Decision, Known, Piece, Verdict, decide};
 use highwater_broker_core::log::segment_name::SegmentName;
+use highwater_broker_core::producer::ProducerTable;
 use highwater_protocol::ids::{Offset, TopicPartition};
 use parking_lot::Mutex;
 
+use super::producers::Place;
 use super::scan_files::{FilesScan, ScannedFile, scan_files};
 use super::{Active, Log, quarantine, rewrite};
 use crate::storage::config::LogConfig;
@@ -68,6 +73,15 @@ pub struct CutReport {
     pub quarantined: Vec<PathBuf>,
 }
 
+/// What a recovery kept of the unsealed tail.
+struct Kept {
+    active: Option<Active>,
+    epochs: Vec<EpochStart>,
+    log_end: Offset,
+    durable_end: Offset,
+    producers: ProducerTable,
+}
+
 /// The work of one recovery.
 struct Recovery<'a> {
     store: &'a Arc<Store>,
@@ -76,6 +90,10 @@ struct Recovery<'a> {
     directory: PathBuf,
     manifest: Manifest,
     manifest_changed: bool,
+    /// When producers are forgotten.
+    expiry: Duration,
+    /// The names of the snapshots of producers.
+    snapshots: Vec<String>,
     report: RecoveryReport,
 }
 
@@ -97,6 +115,8 @@ impl Log {
             directory,
             manifest: Manifest::default(),
             manifest_changed: false,
+            expiry: config.producer_expiry,
+            snapshots: Vec::new(),
             report: RecoveryReport::default(),
         };
         let manifest_present = recovery.read_manifest()?;
@@ -105,13 +125,16 @@ impl Log {
         let unsealed = recovery.unsealed(&names);
         let past_cache = recovery.manifest.suspect;
         let start = recovery.manifest.end_offset();
-        let scan = scan_files(store, &unsealed, start, &recovery.manifest.epochs, past_cache)?;
+        let producers = Some(recovery.sealed_producers(true)?);
+        let mut scan = scan_files(store, &unsealed, start, &recovery.manifest.epochs, producers, past_cache)?;
         let decision = decide(&scan.pieces, start, recovery.known());
         let directory_durable =
             store.has_durable_directory(partition) || (manifest_present && !recovery.report.manifest_rebuilt);
+        let producers = recovery.kept_producers(&mut scan, &decision)?;
         let (active, epochs) = recovery.apply(&scan, &decision, directory_durable)?;
         let durable_end = kept_durable_end(&scan, &decision);
-        recovery.finish(config, sink, active, epochs, decision.log_end, durable_end)
+        let kept = Kept { active, epochs, log_end: decision.log_end, durable_end, producers };
+        recovery.finish(config, sink, kept)
     }
 }
 
@@ -140,12 +163,17 @@ impl Recovery<'_> {
             let path = self.directory.join(&entry.name);
             self.fs.remove_file(&path).map_err(Error::io("remove file", &path))?;
         }
-        let names: BTreeSet<_> = entries.iter().filter_map(|entry| SegmentName::parse(&entry.name)).collect();
+        let mut names: BTreeSet<_> =
+            entries.iter().filter_map(|entry| SegmentName::parse(&entry.name)).collect();
+        self.snapshots = entries.into_iter().map(|entry| entry.name).collect();
+        self.snapshots.retain(|name| SegmentName::parse_producers(name).is_some());
         if self.report.manifest_rebuilt {
             let first = names.iter().map(|name| name.base_offset).min();
             self.manifest.log_start = first.unwrap_or_default();
             let slot = self.store.slot(self.partition);
             self.manifest.log_generation = slot.map_or(0, |slot| slot.log_generation) + 1;
+            self.manifest.before = self.find_before();
+            names = self.adopt_repaired(&names)?;
         }
         Ok(names)
     }
@@ -175,30 +203,40 @@ impl Recovery<'_> {
         self.report.segments_trusted = there.len();
         let leftovers: Vec<SegmentName> = names
             .iter()
-            .filter(|name| name.serial < self.manifest.next_serial)
+            .filter(|name| !self.manifest.is_tail(**name))
             .filter(|name| !there.iter().any(|segment| segment.name == **name))
             .copied()
             .collect();
         self.manifest.segments = there;
         self.report.leftovers = leftovers.len();
+        let mut dead: Vec<String> = leftovers
+            .iter()
+            .flat_map(|name| [name.to_string(), name.index_name()])
+            .chain(self.dead_snapshots())
+            .collect();
+        dead.sort_unstable();
         // Nothing goes before the manifest that does not list it is durable, and of this one only the page cache may know.
-        if !leftovers.is_empty()
+        if !dead.is_empty()
             && let Err(error) = self.fs.sync_directory(&self.directory)
         {
             tracing::warn!(partition = %self.partition, %error, "dead files stay until the directory can be synced");
             return;
         }
-        for name in leftovers {
-            for file in [name.to_string(), name.index_name()] {
-                let to = self.store.trash_path(&format!("{}-{file}", self.partition).replace('/', "-"));
-                move_to_trash(self.fs, &self.directory.join(file), &to);
-            }
-        }
+        dead.iter().for_each(|file| self.move_to_trash(file));
+    }
+
+    fn move_to_trash(&self, file: &str) {
+        let to = self.store.trash_path(&format!("{}-{file}", self.partition).replace('/', "-"));
+        move_to_trash(self.fs, &self.directory.join(file), &to);
+    }
+
+    fn place(&self) -> Place<'_> {
+        Place { fs: self.fs, directory: &self.directory, partition: self.partition, expiry: self.expiry }
     }
 
     fn unsealed(&self, names: &BTreeSet<SegmentName>) -> Vec<Arc<SegmentFile>> {
         // By serial number: the order in which they were made.
-        let names = names.iter().filter(|name| name.serial >= self.manifest.next_serial);
+        let names = names.iter().filter(|name| self.manifest.is_tail(**name));
         names.map(|name| SegmentFile::new(self.partition, &self.directory, *name, true)).collect()
     }
 
@@ -225,8 +263,11 @@ impl Recovery<'_> {
         directory_durable: bool,
     ) -> Result<(Option<Active>, Vec<EpochStart>), Error> {
         self.report.bytes_scanned = scan.bytes;
-        let mut epochs = scan.epochs.clone();
-        truncate_epochs(&mut epochs, decision.log_end);
+        // What the manifest says is durable. An epoch that starts at the end of what it lists may have older batches that
+        // retention let go.
+        let (known, found) = scan.epochs.split_at(self.manifest.epochs.len());
+        let found = found.iter().filter(|start| start.start < decision.log_end);
+        let epochs: Vec<EpochStart> = known.iter().chain(found).copied().collect();
         let kept = kept_states(scan, decision);
         let cut = self.quarantine_cut(scan, decision, &kept)?;
         let known = self.known();
@@ -410,11 +451,9 @@ impl Recovery<'_> {
         self,
         config: LogConfig,
         sink: Arc<dyn FlushSink>,
-        active: Option<Active>,
-        mut epochs: Vec<EpochStart>,
-        log_end: Offset,
-        durable_end: Offset,
+        kept: Kept,
     ) -> Result<(Log, RecoveryReport), Error> {
+        let Kept { active, mut epochs, log_end, durable_end, mut producers } = kept;
         let Self { store, partition, directory, manifest, mut report, .. } = self;
         let log_start = manifest.log_start;
         let log_end = log_end.max(log_start);
@@ -438,6 +477,8 @@ impl Recovery<'_> {
             .map(|segment| segment.entry.last_append_time)
             .chain(active.iter().map(|active| active.last_append_time))
             .max();
+        producers.note_time(last_append_time.unwrap_or(i64::MIN));
+        let before = manifest.before;
         let mut active = active;
         if let Some(active) = &mut active {
             let path = active.file.path.clone();
@@ -468,6 +509,8 @@ impl Recovery<'_> {
             holes,
             new_holes: Vec::new(),
             sealed,
+            before,
+            producers,
             active,
             next_serial,
             tail,
@@ -494,6 +537,7 @@ fn shared(
         discovered: Mutex::new(Vec::new()),
         has_discovered: AtomicBool::new(false),
         unflushed_bytes: AtomicU64::new(0),
+        scrub_place: Mutex::default(),
     })
 }
 

@@ -7,6 +7,7 @@ use highwater_broker_core::log::manifest::{EpochStart, note_epoch};
 use highwater_broker_core::log::recovery::{Gap, Piece, Run};
 use highwater_broker_core::log::scan::{Depth, Found, Scanner};
 use highwater_broker_core::log::segment_name::SegmentName;
+use highwater_broker_core::producer::ProducerTable;
 use highwater_protocol::batch::BatchHeader;
 use highwater_protocol::ids::{LeaderEpoch, Offset};
 
@@ -26,6 +27,8 @@ pub(super) struct FilesScan {
     pub(super) files: Vec<ScannedFile>,
     pub(super) pieces: Vec<Piece>,
     pub(super) epochs: Vec<EpochStart>,
+    /// What is known of producers after everything that was found, if that was asked for.
+    pub(super) producers: Option<ProducerTable>,
     pub(super) bytes: u64,
 }
 
@@ -57,9 +60,10 @@ pub(super) fn scan_files(
     segments: &[Arc<SegmentFile>],
     start: Offset,
     epochs: &[EpochStart],
+    producers: Option<ProducerTable>,
     past_cache: bool,
 ) -> Result<FilesScan, Error> {
-    let mut scan = FilesScan { epochs: epochs.to_vec(), ..FilesScan::default() };
+    let mut scan = FilesScan { epochs: epochs.to_vec(), producers, ..FilesScan::default() };
     let mut expected = start;
     let mut pending: Option<Gap> = None;
     for (number, segment) in segments.iter().enumerate() {
@@ -186,6 +190,9 @@ impl FileScan<'_> {
     fn note(&mut self, active: &mut Active, position: u64, header: &BatchHeader) {
         active.note(header, position, header.header_crc);
         active.position = position + u64::from(header.batch_length);
+        if let Some(producers) = &mut self.scan.producers {
+            producers.apply(header);
+        }
         note_epoch(&mut self.scan.epochs, header.leader.leader_epoch, header.leader.base_offset);
         self.expected = header.end_offset();
     }

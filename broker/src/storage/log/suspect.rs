@@ -31,7 +31,9 @@ impl Log {
         );
         self.store.change_record(|record| record.flush_failed = true)?;
         let fs = self.store.file_system();
-        self.shared.structure.change_now(&**fs, &self.shared.directory, |manifest| manifest.suspect = true)
+        self.shared.structure.change_now(&**fs, self.shared.partition, &self.shared.directory, |manifest| {
+            manifest.suspect = true
+        })
     }
 
     /// Reads from the disk itself, past the page cache, what was written since the last flush, and cuts the log to what
@@ -52,7 +54,7 @@ impl Log {
                 let start = first.name.base_offset;
                 let mut epochs = self.epochs.clone();
                 highwater_broker_core::log::manifest::truncate_epochs(&mut epochs, start);
-                let scan = scan_files(&self.store, &unsynced, start, &epochs, true)?;
+                let scan = scan_files(&self.store, &unsynced, start, &epochs, None, true)?;
                 scan.good_end(start).min(self.log_end)
             }
         };

@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use highwater_broker_core::log::manifest::{Hole, SealedSegment, truncate_epochs};
+use highwater_broker_core::log::segment_name::SegmentName;
+use highwater_broker_core::producer::ProducerTable;
 use highwater_protocol::ids::Offset;
 
 use super::Log;
@@ -42,40 +44,68 @@ impl Log {
             }
         };
         let (log_end, sealed, dead) = cut;
+        let entries: Vec<SealedSegment> = sealed.iter().map(|segment| segment.entry).collect();
+        let producers = match self.producers_at(log_end, &entries) {
+            Ok(producers) => producers,
+            Err(error) => {
+                self.suspect = true;
+                return Err(error);
+            }
+        };
         let generation = self.log_generation + 1;
         let mut holes = self.holes.clone();
         holes.retain(|hole| hole.start < log_end);
         truncate_epochs(&mut self.epochs, log_end);
         let epochs = self.epochs.clone();
-        let entries: Vec<SealedSegment> = sealed.iter().map(|segment| segment.entry).collect();
-        let (next_serial, log_start) = (self.next_serial, self.log_start);
+        let (next_serial, log_start, before) = (self.next_serial, self.log_start, self.before);
         let fs = Arc::clone(self.store.file_system());
         let manifest_holes = holes.clone();
-        let written = self.shared.structure.change_now(&*fs, &self.shared.directory, |manifest| {
-            manifest.log_generation = generation;
-            manifest.log_start = log_start;
-            manifest.next_serial = next_serial;
-            manifest.suspect = false;
-            manifest.segments = entries;
-            manifest.holes = manifest_holes;
-            manifest.epochs = epochs;
-        });
+        let written = self.shared.structure.change_now(
+            &*fs,
+            self.shared.partition,
+            &self.shared.directory,
+            |manifest| {
+                manifest.log_generation = generation;
+                manifest.log_start = log_start;
+                manifest.next_serial = next_serial;
+                manifest.suspect = false;
+                manifest.segments = entries;
+                manifest.holes = manifest_holes;
+                manifest.epochs = epochs;
+                manifest.before = before;
+            },
+        );
         if let Err(error) = written {
             self.suspect = true;
             return Err(error);
         }
         self.holes = holes;
         self.sealed = sealed;
+        self.producers = producers;
         self.active = None;
         self.log_end = log_end;
         self.flushed_end = log_end;
         self.log_generation = generation;
         self.suspect = false;
         self.shared.reset(generation, log_end);
-        let removals = dead.iter().flat_map(|segment| self.removals(segment)).collect();
+        let dead: Vec<SegmentName> = dead.iter().map(|segment| segment.entry.name).collect();
+        let snapshots = dead.iter().map(|name| self.removal(name.producers_name()));
+        let removals = dead.iter().flat_map(|name| self.removals(name)).chain(snapshots).collect();
         self.shared.structure.change(removals, |_| {});
+        if let Some(last) = self.sealed.back() {
+            self.shared.structure.add_snapshot(last.entry, self.snapshot(&last.entry).into());
+        }
         self.start_structure_job();
         Ok(log_end)
+    }
+
+    /// What is known about producers where the log ends at `end`, of these segments.
+    fn producers_at(&self, end: Offset, entries: &[SealedSegment]) -> Result<ProducerTable, Error> {
+        if end == self.log_end || cfg!(hw_mutate = "producers_not_cut") {
+            return Ok(self.producers.clone());
+        }
+        let from = self.shared.structure.producers_from();
+        Ok(self.place().rebuild(entries, self.before.as_ref(), from)?.table)
     }
 
     /// What stays was maybe never flushed; it has to be before the manifest lists it.

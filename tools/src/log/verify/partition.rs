@@ -42,7 +42,7 @@ pub(super) fn check(
         end = end.max(sealed.end_offset);
     }
     let unsealed: Vec<SegmentName> =
-        names.iter().copied().filter(|name| name.serial >= manifest.next_serial && wanted(*name)).collect();
+        names.iter().copied().filter(|name| manifest.is_tail(*name) && wanted(*name)).collect();
     let mut sorted = unsealed;
     sorted.sort_by_key(|name| name.serial);
     let start = match only {
