@@ -3,11 +3,12 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use highwater_broker_core::replica::{Health, Input, Stamper};
+use highwater_broker_core::producer::{FirstResult, Judged, Preparation, Verdict};
+use highwater_broker_core::replica::{Health, Input, Role, Stamper};
 use highwater_broker_core::time::Mono;
 use highwater_protocol::batch::{BatchHeader, HEADER_LENGTH};
 use highwater_protocol::error_code::ErrorCode;
-use highwater_protocol::ids::ProducerId;
+use highwater_protocol::ids::{Offset, ProducerId};
 use highwater_protocol::messages::{Acks, ProduceResult, Stage};
 use tracing::{error, warn};
 
@@ -21,12 +22,23 @@ use crate::storage::log::StampedBatch;
 /// Bytes of one write, unless a single batch is larger: more than this gains nothing and keeps others waiting.
 const WRITE_BYTES_MAX: usize = 4 << 20;
 
-/// A batch that is being written.
+/// A batch that is being written, or a duplicate of one.
 struct Writing {
     acks: Acks,
-    lane: Arc<Lane>,
-    number: u64,
+    /// Its number on its connection, if that counts: it is next again if the write fails.
+    lane: Option<(Arc<Lane>, u64)>,
     waiter: Waiter,
+}
+
+/// What goes into one write.
+struct Write {
+    stamper: Stamper,
+    preparation: Preparation,
+    batches: Vec<StampedBatch>,
+    writing: Vec<Writing>,
+    /// Batches that are in the log already: their producers wait for what the first ones waited for, whatever becomes of
+    /// the write.
+    duplicates: Vec<Writing>,
 }
 
 impl Worker {
@@ -38,18 +50,29 @@ impl Worker {
     }
 
     fn append_some(&mut self, now: Mono, produces: &mut VecDeque<Produce>) {
-        let mut stamper = self.replica.stamper(self.services.clock.wall());
-        let mut batches = Vec::with_capacity(produces.len());
-        let mut writing = Vec::with_capacity(produces.len());
+        let mut write = Write {
+            stamper: self.replica.stamper(self.services.clock.wall()),
+            preparation: Preparation::default(),
+            batches: Vec::with_capacity(produces.len()),
+            writing: Vec::with_capacity(produces.len()),
+            duplicates: Vec::new(),
+        };
         let mut bytes = 0;
         while let Some(produce) = produces.pop_front() {
             bytes += produce.batch.len();
-            self.prepare(produce, &mut stamper, &mut batches, &mut writing);
+            self.prepare(produce, &mut write);
             if bytes >= WRITE_BYTES_MAX {
                 break;
             }
         }
+        let Write { stamper, batches, writing, duplicates, .. } = write;
+        let repeated = !duplicates.is_empty();
+        self.wait(duplicates);
         if batches.is_empty() {
+            if repeated {
+                // What they wait for may have happened long ago.
+                self.waiters.answer_reached(&self.replica);
+            }
             return;
         }
         match self.log.append(&batches) {
@@ -68,20 +91,19 @@ impl Worker {
                 let appended = Input::Appended { log_end: stamper.end(), append_time: stamper.append_time() };
                 self.step(now, appended);
             }
-            Err(error) => self.refuse_written(&error, writing),
+            Err(error) => {
+                self.refuse_written(&error, writing);
+                self.waiters.answer_reached(&self.replica);
+            }
         }
     }
 
-    /// Checks one batch against the order of its connection and the state of the partition, and stamps it.
-    fn prepare(
-        &self,
-        produce: Produce,
-        stamper: &mut Stamper,
-        batches: &mut Vec<StampedBatch>,
-        writing: &mut Vec<Writing>,
-    ) {
+    /// Checks one batch against the state of the partition and the order of its producer, and stamps it.
+    fn prepare(&self, produce: Produce, write: &mut Write) {
+        // The order of an idempotent producer is in its sequences; other batches are numbered by connection.
+        let is_numbered = produce.header.producer.producer_id == ProducerId::NONE;
         let next = produce.lane.next();
-        if produce.number != next {
+        if is_numbered && produce.number != next {
             return produce.ticket.answer(ProduceResult {
                 error: ErrorCode::OutOfOrder.code(),
                 message: format!("batch number {} came, number {next} is next", produce.number),
@@ -89,15 +111,28 @@ impl Worker {
                 ..ProduceResult::default()
             });
         }
-        if let Err(refusal) = self.may_append(&produce.header) {
+        if let Err(refusal) = self.may_append() {
             return produce.ticket.refuse(refusal.code, refusal.message);
         }
-        let Some(stamp) = stamper.next(produce.header.offset_count()) else {
+        let append_time = write.stamper.append_time();
+        let judged = write.preparation.handle(self.log.producers(), &produce.header, append_time);
+        match judged {
+            Judged::Settled(Verdict::Append) => {}
+            Judged::Settled(Verdict::Duplicate(first)) => {
+                return write.duplicates.push(Writing::again(produce, first));
+            }
+            Judged::InThisWrite(first) => return write.writing.push(Writing::again(produce, first)),
+            Judged::Settled(Verdict::Refuse(refusal)) => {
+                let partition = self.shared.partition;
+                return produce.ticket.refuse(refusal.code(), format!("partition {partition}: {refusal}"));
+            }
+        }
+        let Some(stamp) = write.stamper.next(produce.header.offset_count()) else {
             return produce.ticket.refuse(ErrorCode::Internal, "the partition has no offsets left");
         };
-        produce.lane.advance();
         let header = BatchHeader { leader: stamp, ..produce.header };
-        batches.push(StampedBatch {
+        write.preparation.note(self.log.producers(), &header);
+        write.batches.push(StampedBatch {
             head: produce.header.stamped(stamp, self.shared.partition),
             tail: produce.batch.slice(HEADER_LENGTH..),
             header,
@@ -109,10 +144,22 @@ impl Worker {
             deadline: produce.deadline,
             ticket: produce.ticket,
         };
-        writing.push(Writing { acks: produce.acks, lane: produce.lane, number: produce.number, waiter });
+        let lane = is_numbered.then(|| {
+            produce.lane.advance();
+            (produce.lane, produce.number)
+        });
+        write.writing.push(Writing { acks: produce.acks, lane, waiter });
     }
 
-    fn may_append(&self, header: &BatchHeader) -> Result<(), ApiError> {
+    fn may_append(&self) -> Result<(), ApiError> {
+        if self.replica.role() != Role::Leader {
+            let partition = self.shared.partition;
+            let text = match self.replica.leader() {
+                Some(leader) => format!("partition {partition} is led by broker {leader}"),
+                None => format!("partition {partition} has no leader at the moment"),
+            };
+            return Err(ApiError::new(ErrorCode::NotLeader, text));
+        }
         if self.replica.health() != Health::Online {
             return Err(ApiError::new(
                 ErrorCode::ReplicaSuspect,
@@ -127,12 +174,6 @@ impl Worker {
                     self.shared.partition,
                     self.replica.in_sync_count()
                 ),
-            ));
-        }
-        if header.producer.producer_id != ProducerId::NONE {
-            return Err(ApiError::new(
-                ErrorCode::UnsupportedFormat,
-                "this broker takes no batches of idempotent producers yet",
             ));
         }
         Ok(())
@@ -170,12 +211,27 @@ impl Worker {
             _ => error!(topic = self.shared.topic, %partition, %error, "append failed"),
         }
         let message = error.to_string();
-        for Writing { waiter, lane, number, .. } in writing {
+        for Writing { waiter, lane, .. } in writing {
             // What may be there is not sent again under its number.
-            if code != ErrorCode::OutcomeUnknown {
+            if let (Some((lane, number)), true) = (lane, code != ErrorCode::OutcomeUnknown) {
                 lane.rewind(number);
             }
             waiter.ticket.refuse(code, message.clone());
         }
+    }
+}
+
+impl Writing {
+    /// A batch that is there already, or will be with this write: it gets the result of the first one when that has what
+    /// this one asks for.
+    fn again(produce: Produce, first: FirstResult) -> Self {
+        let waiter = Waiter {
+            end: if cfg!(hw_mutate = "duplicate_answered_early") { Offset::ZERO } else { first.end_offset },
+            base_offset: first.base_offset,
+            append_time: first.append_time,
+            deadline: produce.deadline,
+            ticket: produce.ticket,
+        };
+        Self { acks: produce.acks, lane: None, waiter }
     }
 }

@@ -38,13 +38,13 @@ impl Waiters {
     /// Waits until the batch is committed.
     pub(crate) fn wait_committed(&mut self, waiter: Waiter) {
         self.note_deadline(waiter.deadline);
-        self.committed.push_back(waiter);
+        put(&mut self.committed, waiter);
     }
 
     /// Waits until the leader has reached the topic's stage with the batch.
     pub(crate) fn wait_leader(&mut self, waiter: Waiter) {
         self.note_deadline(waiter.deadline);
-        self.leader.push_back(waiter);
+        put(&mut self.leader, waiter);
     }
 
     /// When [`Waiters::expire`] is due.
@@ -99,6 +99,12 @@ impl Waiters {
     fn note_deadline(&mut self, deadline: Mono) {
         self.deadline = Some(self.deadline.map_or(deadline, |at| at.min(deadline)));
     }
+}
+
+/// Keeps the order of offsets: a batch that came again may be anywhere, others come last.
+fn put(queue: &mut VecDeque<Waiter>, waiter: Waiter) {
+    let last = queue.iter().rposition(|known| known.end <= waiter.end);
+    queue.insert(last.map_or(0, |last| last + 1), waiter);
 }
 
 fn answer(queue: &mut VecDeque<Waiter>, reached: impl Fn(Offset) -> Option<Reached>) {
@@ -202,6 +208,26 @@ mod tests {
         waiters.answer_reached(&replica);
         assert_eq!(replies(&outbox), (vec![flushed(9)], 100));
         assert_eq!((waiters.count(), waiters.deadline()), (0, None));
+    }
+
+    #[test]
+    fn a_batch_that_came_again_is_answered_with_the_first_one_and_holds_nobody_up() {
+        let outbox = Arc::new(Outbox::new(1));
+        let (mut replica, mut waiters) = (replica(), Waiters::default());
+        let flushed = |id| (id, ErrorCode::None, Stage::Flushed);
+        waiters.wait_committed(waiter(&outbox, 3, 100));
+        waiters.wait_committed(waiter(&outbox, 9, 100));
+        waiters.wait_committed(waiter(&outbox, 3, 100));
+        waiters.answer_reached(&replica);
+        assert_eq!(replies(&outbox), (vec![], 0), "not before it is committed");
+        flush(&mut replica, 5);
+        waiters.answer_reached(&replica);
+        assert_eq!(replies(&outbox), (vec![flushed(3), flushed(3)], 200));
+        // Below the watermark: at once.
+        waiters.wait_committed(waiter(&outbox, 2, 100));
+        waiters.answer_reached(&replica);
+        assert_eq!(replies(&outbox), (vec![flushed(2)], 100));
+        assert_eq!(waiters.count(), 1);
     }
 
     #[test]

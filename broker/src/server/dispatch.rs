@@ -12,9 +12,9 @@ use highwater_protocol::ids::{CorrelationId, SubscriptionId};
 use highwater_protocol::limits::{AUTHENTICATION_ROUNDS_MAX, FRAME_BYTES_MAX, NAME_BYTES_MAX};
 use highwater_protocol::messages::{
     AlterTopicRequest, AuthenticateRequest, CreateTopicRequest, Credit, DeleteTopicRequest,
-    DescribeTopicsRequest, HandshakeReply, HandshakeRequest, ListOffsetsRequest, MetadataRequest, PingReply,
-    PingRequest, ProduceRequest, ReadRequest, ReplicaAck, SubscribeRequest, UnsubscribeReply,
-    UnsubscribeRequest,
+    DescribeTopicsRequest, HandshakeReply, HandshakeRequest, InitProducerRequest, ListOffsetsRequest,
+    MetadataRequest, PingReply, PingRequest, ProduceRequest, ReadRequest, ReplicaAck, SubscribeRequest,
+    UnsubscribeReply, UnsubscribeRequest,
 };
 use tracing::debug;
 
@@ -152,9 +152,11 @@ impl Session {
                 api::topics::describe(&self.node, &principal, &request)
                     .map(|reply| self.outbox.reply::<DescribeTopicsRequest>(correlation_id, &reply))
             }
-            ApiKey::CREATE_TOPIC | ApiKey::ALTER_TOPIC | ApiKey::DELETE_TOPIC | ApiKey::LIST_OFFSETS => {
-                self.serve_later(principal, frame)?
-            }
+            ApiKey::CREATE_TOPIC
+            | ApiKey::ALTER_TOPIC
+            | ApiKey::DELETE_TOPIC
+            | ApiKey::LIST_OFFSETS
+            | ApiKey::INIT_PRODUCER => self.serve_later(principal, frame)?,
             ApiKey::READ => self.read(frame, principal)?,
             ApiKey::PING => {
                 let _nothing: PingRequest = decode(frame)?;
@@ -183,6 +185,10 @@ impl Session {
             ApiKey::DELETE_TOPIC => self.later::<DeleteTopicRequest, _>(frame, |node, request| async move {
                 api::topics::delete(&node, &principal, request).await
             }),
+            ApiKey::INIT_PRODUCER => self
+                .later::<InitProducerRequest, _>(frame, |node, request| async move {
+                    api::init_producer::handle(&node, &principal, request).await
+                }),
             _ => self.later::<ListOffsetsRequest, _>(frame, |node, request| async move {
                 api::list_offsets::handle(&node, &principal, request).await
             }),

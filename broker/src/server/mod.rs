@@ -22,6 +22,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::api::init_producer::ProducerIds;
 use crate::controller::service::ControllerHandle;
 use crate::env::{Clock, Random};
 use crate::observe::metrics::Metrics;
@@ -56,6 +57,8 @@ pub(crate) struct Node {
     /// Cancelled when connections are to finish what is under way and close.
     pub(crate) draining: CancellationToken,
     pub(crate) read_only: AtomicBool,
+    /// Identities for idempotent producers.
+    pub(crate) producer_ids: ProducerIds,
     connection_ids: AtomicU64,
 }
 
@@ -91,6 +94,7 @@ impl Node {
             tasks: TaskTracker::new(),
             draining: CancellationToken::new(),
             read_only: AtomicBool::new(false),
+            producer_ids: ProducerIds::default(),
             connection_ids: AtomicU64::new(1),
         }
     }
