@@ -11,11 +11,14 @@ use std::time::Duration;
 use highwater_broker_core::controller::topic_config::{InvalidSetting, TopicConfig, parse_bytes};
 use highwater_broker_core::nearest::nearest;
 use highwater_protocol::ids::NodeId;
-use highwater_protocol::limits::PARTITIONS_MAX;
+use highwater_protocol::limits::{NAME_BYTES_MAX, PARTITIONS_MAX};
 use serde::de::{self, Deserializer, Visitor};
 use serde::{Deserialize, Serialize};
 
 use crate::observe::tracing::LogFormat;
+
+mod voters;
+pub use voters::{VoterAddress, Voters};
 
 /// A number of bytes: `1048576`, `64KiB`, `256MiB`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -117,6 +120,23 @@ pub struct Settings {
     /// Where the data is kept [default: data]
     #[arg(long, env = "HIGHWATER_DATA_DIR", value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
+    /// The first brokers of the cluster, one, three or five, the same list for each of them: `1@HOST:PORT,2@HOST:PORT,...`
+    /// [default: a cluster of this broker alone]
+    #[arg(long, env = "HIGHWATER_VOTERS", value_name = "ID@HOST:PORT,...", conflicts_with = "join")]
+    pub voters: Option<Voters>,
+    /// A broker of the cluster to join, instead of `voters`
+    #[arg(long, env = "HIGHWATER_JOIN", value_name = "HOST:PORT")]
+    pub join: Option<String>,
+    /// What the brokers of the cluster share, so that nobody else passes for one of them [default: nothing]
+    #[arg(long, env = "HIGHWATER_CLUSTER_SECRET", value_name = "TEXT", hide_env_values = true)]
+    pub cluster_secret: Option<String>,
+    /// How long the controller waits for a broker that is not heard of before others lead in its place; the setting of the
+    /// broker that is the controller counts [default: 2s]
+    #[arg(long, env = "HIGHWATER_LEASE", value_name = "TIME")]
+    pub lease: Option<Span>,
+    /// How often every stored byte is read and compared with its checksum [default: 1h]
+    #[arg(long, env = "HIGHWATER_SCRUB_INTERVAL", value_name = "TIME")]
+    pub scrub_interval: Option<Span>,
     /// The failure domain that the broker is in
     #[arg(long, env = "HIGHWATER_RACK", value_name = "NAME")]
     pub rack: Option<String>,
@@ -189,6 +209,11 @@ const KEYS: &[&str] = &[
     "advertise",
     "http",
     "data_dir",
+    "voters",
+    "join",
+    "cluster_secret",
+    "lease",
+    "scrub_interval",
     "rack",
     "worker_threads",
     "port_file",
@@ -276,6 +301,11 @@ impl Settings {
             advertise,
             http,
             data_dir,
+            voters,
+            join,
+            cluster_secret,
+            lease,
+            scrub_interval,
             rack,
             worker_threads,
             port_file,
@@ -323,6 +353,16 @@ pub struct Config {
     pub http: Option<String>,
     /// See [`Settings::data_dir`].
     pub data_dir: PathBuf,
+    /// See [`Settings::voters`]; sorted by id, empty if not given.
+    pub voters: Vec<VoterAddress>,
+    /// See [`Settings::join`].
+    pub join: Option<String>,
+    /// See [`Settings::cluster_secret`]; empty: none.
+    pub cluster_secret: String,
+    /// See [`Settings::lease`].
+    pub lease: Duration,
+    /// See [`Settings::scrub_interval`].
+    pub scrub_interval: Duration,
     /// See [`Settings::rack`].
     pub rack: String,
     /// See [`Settings::worker_threads`].
@@ -370,6 +410,11 @@ impl Default for Config {
             advertise: None,
             http: Some("127.0.0.1:9471".to_owned()),
             data_dir: PathBuf::from("data"),
+            voters: Vec::new(),
+            join: None,
+            cluster_secret: String::new(),
+            lease: Duration::from_secs(2),
+            scrub_interval: Duration::from_secs(3600),
             rack: String::new(),
             worker_threads: default_worker_threads(),
             port_file: None,
@@ -432,6 +477,11 @@ impl Config {
                 Some(address) => Some(address),
             },
             data_dir: settings.data_dir.unwrap_or(default.data_dir),
+            voters: settings.voters.map(|voters| voters.0).unwrap_or_default(),
+            join: settings.join,
+            cluster_secret: settings.cluster_secret.unwrap_or_default(),
+            lease: settings.lease.map_or(default.lease, |span| span.0),
+            scrub_interval: settings.scrub_interval.map_or(default.scrub_interval, |span| span.0),
             rack: settings.rack.unwrap_or(default.rack),
             worker_threads: settings.worker_threads.unwrap_or(default.worker_threads),
             port_file: settings.port_file,
@@ -464,12 +514,14 @@ impl Config {
             ("listen", Some(&self.listen)),
             ("advertise", self.advertise.as_ref()),
             ("http", self.http.as_ref()),
+            ("join", self.join.as_ref()),
         ];
         for (name, address) in addresses {
             if let Some(address) = address {
                 check_address(name, address)?;
             }
         }
+        self.check_cluster()?;
         if self.worker_threads == 0 || self.worker_threads > 1024 {
             return value("worker_threads", "must be from 1 to 1024");
         }
@@ -496,6 +548,43 @@ impl Config {
         }
         if self.default_partitions == 0 || self.default_partitions > PARTITIONS_MAX {
             return value("default_partitions", &format!("must be from 1 to {PARTITIONS_MAX}"));
+        }
+        Ok(())
+    }
+}
+
+/// The shortest lease: a broker is heard of five times a second, and the machine may be busy.
+const LEASE_MIN: Duration = Duration::from_millis(500);
+/// The longest lease: for as long nobody would lead what a broker led that is cut off.
+const LEASE_MAX: Duration = Duration::from_secs(300);
+/// The shortest time for reading everything that is stored.
+const SCRUB_INTERVAL_MIN: Duration = Duration::from_millis(100);
+
+impl Config {
+    /// What a broker of a cluster is told about the others.
+    fn check_cluster(&self) -> Result<(), ConfigError> {
+        let value = |name, problem: String| Err(ConfigError::Value { name, problem });
+        if !self.voters.is_empty() && self.join.is_some() {
+            let problem = "a broker is one of the first (voters) or joins (join), not both".to_owned();
+            return value("voters", problem);
+        }
+        if !self.voters.is_empty() && self.voters.iter().all(|voter| voter.node_id != self.node_id) {
+            return value(
+                "voters",
+                format!(
+                    "broker {} is not in the list: name all first brokers, or let this one join with --join HOST:PORT",
+                    self.node_id
+                ),
+            );
+        }
+        if self.lease < LEASE_MIN || self.lease > LEASE_MAX {
+            return value("lease", "must be from 500ms to 5m".to_owned());
+        }
+        if self.scrub_interval < SCRUB_INTERVAL_MIN {
+            return value("scrub_interval", "must be at least 100ms".to_owned());
+        }
+        if self.cluster_secret.len() > NAME_BYTES_MAX {
+            return value("cluster_secret", format!("has at most {NAME_BYTES_MAX} bytes"));
         }
         Ok(())
     }

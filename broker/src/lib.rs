@@ -11,6 +11,7 @@ mod partition;
 mod port_file;
 mod run;
 mod server;
+mod startup;
 pub mod storage;
 mod upkeep;
 

@@ -52,15 +52,26 @@ pub fn run(config: Config) -> Result<(), RunError> {
 
 async fn run_to_signal(config: Config) -> Result<(), RunError> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let broker = Broker::start(config, Env::real()).await?;
-    let name = tokio::select! {
-        _ = terminate.recv() => "SIGTERM",
-        _ = interrupt.recv() => "SIGINT",
+    let broker = Broker::launch(config, Env::real()).await?;
+    let up_and_failed = async {
+        match broker.ready().await {
+            Ok(()) => broker.failed().await,
+            Err(error) => error,
+        }
     };
-    info!(signal = name, "asked to stop");
-    tokio::select! {
-        stopped = broker.shutdown() => Ok(stopped?),
+    let signal = tokio::select! {
+        error = up_and_failed => Err(error),
+        _ = terminate.recv() => Ok("SIGTERM"),
+        _ = interrupt.recv() => Ok("SIGINT"),
+    };
+    if let Ok(name) = signal {
+        info!(signal = name, "asked to stop");
+    }
+    let stopped = tokio::select! {
+        stopped = broker.shutdown() => stopped.map_err(RunError::from),
         _ = terminate.recv() => Err(RunError::Process(io::Error::other("a second signal cut the shutdown short"))),
         _ = interrupt.recv() => Err(RunError::Process(io::Error::other("a second signal cut the shutdown short"))),
-    }
+    };
+    signal?;
+    stopped
 }

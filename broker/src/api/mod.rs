@@ -4,7 +4,9 @@ pub(crate) mod init_producer;
 pub(crate) mod list_offsets;
 pub(crate) mod metadata;
 pub(crate) mod produce;
+pub(crate) mod raft;
 pub(crate) mod read;
+pub(crate) mod registration;
 pub(crate) mod subscribe;
 pub(crate) mod topics;
 

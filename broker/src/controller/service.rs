@@ -1,152 +1,280 @@
-//! The controller of a cluster of one: proposals go through the command machine, and every change is on stable storage
-//! before anybody is told.
-//!
-//! Proposals that come together are carried out together and cost one snapshot. A consensus log comes behind the same
-//! handle later.
+//! How the rest of the broker reaches the controller's thread.
 
+use std::future::Future;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
-use arc_swap::ArcSwap;
-use highwater_broker_core::controller::command::{Command, Refusal, Reply};
-use highwater_broker_core::controller::image::ClusterImage;
-use highwater_broker_core::controller::snapshot;
+use highwater_broker_core::controller::command::{Command, Reply};
+use highwater_broker_core::controller::image::{BrokerState, ClusterImage};
 use highwater_protocol::error_code::ErrorCode;
-use tokio::sync::{mpsc, oneshot, watch};
+use highwater_protocol::ids::{BrokerEpoch, DirectoryId, NodeId};
+use highwater_protocol::messages::{
+    BootstrapReply, BrokerIdentity, HeartbeatReply, HeartbeatRequest, ProposeReply, ProposeRequest,
+    RaftReply, RaftRequest, RegisterBrokerReply, RegisterBrokerRequest,
+};
+use tokio::runtime::{Builder, Handle};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tracing::warn;
 
+use super::core::{Core, Setup};
+use super::engine::Engine;
+use super::network;
+use super::proposals::{PROPOSALS_MAX, refused, stopped};
 use crate::api::ApiError;
-use crate::io_thread;
 use crate::storage::file_system::FileSystem;
 use crate::storage::store::Store;
 
-/// The name of the state file that holds the image.
-pub(crate) const TOPICS_STATE: &str = "topics";
+/// Requests from elsewhere that the controller's thread has taken and not answered. More wait.
+const REQUESTS_MAX: usize = 1024;
+/// Threads for what may block on the disk: one writes, one reads.
+const DISK_THREADS: usize = 2;
+/// How long such a thread waits for more work.
+const DISK_THREAD_IDLE: Duration = Duration::from_secs(5);
+/// How long the thread waits at its end for what is being written.
+const LAST_WRITES: Duration = Duration::from_secs(2);
 
-/// Proposals that may wait. Whoever proposes more waits for room.
-const PROPOSALS_MAX: usize = 1024;
-
-/// Proposes changes and shows the last image.
+/// Proposes changes and shows the last image. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct ControllerHandle {
-    proposals: mpsc::Sender<Proposal>,
-    image: Arc<ArcSwap<ClusterImage>>,
-    versions: watch::Receiver<u64>,
-}
-
-#[derive(Debug)]
-struct Proposal {
-    command: Command,
-    validate_only: bool,
-    reply: oneshot::Sender<Result<Reply, ApiError>>,
+    core: Arc<Core>,
+    runtime: Handle,
+    requests: Arc<Semaphore>,
+    ended: CancellationToken,
 }
 
 impl ControllerHandle {
-    /// The last image that is on stable storage.
+    /// Starts the controller's thread on a data directory. It ends when `stop` is cancelled.
+    ///
+    /// # Errors
+    /// When there is no thread to be had.
+    pub(crate) fn start(
+        setup: Setup,
+        store: Arc<Store>,
+        file_system: Arc<dyn FileSystem>,
+        root: PathBuf,
+        stop: CancellationToken,
+    ) -> std::io::Result<Self> {
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(DISK_THREADS)
+            .thread_keep_alive(DISK_THREAD_IDLE)
+            .build()?;
+        let (sender, proposals) = mpsc::channel(PROPOSALS_MAX);
+        let core = Core::new(setup, sender);
+        let handle = Self {
+            core: Arc::clone(&core),
+            runtime: runtime.handle().clone(),
+            requests: Arc::new(Semaphore::new(REQUESTS_MAX)),
+            ended: CancellationToken::new(),
+        };
+        let ended = handle.ended.clone();
+        let kept = Arc::clone(&store);
+        let engine = Engine { core, store, file_system, root, proposals, stop };
+        std::thread::Builder::new().name("controller".to_owned()).spawn(move || {
+            let _ended = ended.drop_guard();
+            runtime.block_on(engine.run());
+            runtime.shutdown_timeout(LAST_WRITES);
+            drop(kept);
+        })?;
+        Ok(handle)
+    }
+
+    /// The last image that is decided and known here.
     pub(crate) fn image(&self) -> Arc<ClusterImage> {
-        self.image.load_full()
+        self.core.image()
     }
 
     /// Changes whenever there is a new image.
     pub(crate) fn versions(&self) -> watch::Receiver<u64> {
-        self.versions.clone()
+        self.core.shown.versions()
     }
 
-    /// Carries a command out, or, with `validate_only`, says what would come of it. The change is on stable storage when
-    /// this returns. Dropping the future does not take the proposal back.
+    /// Carries a command out, or, with `validate_only`, says what would come of it.
+    ///
+    /// The change is on stable storage of a majority of the voters, and in the image here, when this returns. It goes to
+    /// the controller wherever that is, for up to 10 s. Dropping the future does not take the proposal back.
     pub(crate) async fn propose(&self, command: Command, validate_only: bool) -> Result<Reply, ApiError> {
-        let stopped = || ApiError::new(ErrorCode::ShuttingDown, "the controller has stopped");
-        let (reply, receiver) = oneshot::channel();
-        let proposal = Proposal { command, validate_only, reply };
-        self.proposals.send(proposal).await.map_err(|_| stopped())?;
-        receiver.await.map_err(|_| stopped())?
-    }
-}
-
-/// The task that owns the image.
-#[derive(Debug)]
-pub(crate) struct ControllerService {
-    proposals: mpsc::Receiver<Proposal>,
-    shared: Arc<ArcSwap<ClusterImage>>,
-    versions: watch::Sender<u64>,
-    image: ClusterImage,
-    store: Arc<Store>,
-    file_system: Arc<dyn FileSystem>,
-}
-
-impl ControllerService {
-    /// A controller that goes on from `image`.
-    pub(crate) fn new(
-        image: ClusterImage,
-        store: Arc<Store>,
-        file_system: Arc<dyn FileSystem>,
-    ) -> (Self, ControllerHandle) {
-        let (sender, proposals) = mpsc::channel(PROPOSALS_MAX);
-        let (versions, receiver) = watch::channel(image.version);
-        let shared = Arc::new(ArcSwap::from_pointee(image.clone()));
-        let handle = ControllerHandle { proposals: sender, image: Arc::clone(&shared), versions: receiver };
-        (Self { proposals, shared, versions, image, store, file_system }, handle)
-    }
-
-    /// Serves until `shutdown` is cancelled. What was taken up by then is finished.
-    pub(crate) async fn run(mut self, shutdown: CancellationToken) {
-        let mut proposals = Vec::new();
-        loop {
-            tokio::select! {
-                count = self.proposals.recv_many(&mut proposals, PROPOSALS_MAX) => {
-                    if count == 0 {
-                        return;
-                    }
-                }
-                () = shutdown.cancelled() => return,
-            }
-            self.carry_out(&mut proposals).await;
+        if validate_only {
+            return self.core.try_out(&command).0.map_err(|refusal| refused(&refusal));
         }
+        self.on_thread(|core| async move { core.propose(command).await }).await
     }
 
-    async fn carry_out(&mut self, proposals: &mut Vec<Proposal>) {
-        let mut next = self.image.clone();
-        let mut replies = Vec::with_capacity(proposals.len());
-        for Proposal { command, validate_only, reply } in proposals.drain(..) {
-            let result = if validate_only { next.clone().apply(&command) } else { next.apply(&command) };
-            if let (Ok(reply), false) = (&result, validate_only) {
-                info!(version = next.version, ?reply, "cluster image changed");
-            }
-            replies.push((reply, result.map_err(refused)));
-        }
-        if next.version != self.image.version
-            && let Err(error) = self.save(&next).await
-        {
-            error!(%error, "the cluster image could not be saved, so nothing of it was changed; check the disk");
-            for (reply, result) in replies {
-                let _gone = reply.send(result.and(Err(error.clone())));
-            }
+    /// Our registration; `None`: not, or not any more, registered.
+    pub(crate) fn registration(&self) -> watch::Receiver<Option<BrokerEpoch>> {
+        self.core.registration.subscribe()
+    }
+
+    /// Who the controller is, if it is known.
+    #[allow(dead_code, reason = "what describes the cluster and links replicas asks for it")]
+    pub(crate) fn controller(&self) -> Option<NodeId> {
+        self.core.view.borrow().controller
+    }
+
+    /// Who votes on metadata.
+    #[allow(dead_code, reason = "what describes the cluster and links replicas asks for it")]
+    pub(crate) fn voters(&self) -> Vec<NodeId> {
+        self.core.view.borrow().voters.clone()
+    }
+
+    /// This broker.
+    pub(crate) fn node_id(&self) -> NodeId {
+        self.core.setup.node_id
+    }
+
+    /// Its data directory.
+    pub(crate) fn directory_id(&self) -> DirectoryId {
+        self.core.setup.directory_id
+    }
+
+    /// What this broker says about itself to other brokers.
+    #[allow(dead_code, reason = "what describes the cluster and links replicas asks for it")]
+    pub(crate) fn identity(&self) -> BrokerIdentity {
+        self.core.identity()
+    }
+
+    /// What the brokers of the cluster share.
+    pub(crate) fn secret(&self) -> &str {
+        &self.core.setup.secret
+    }
+
+    /// The logs are open: the controller may let this broker lead.
+    pub(crate) fn set_ready(&self) {
+        self.core.own.send_if_modified(|own| !std::mem::replace(&mut own.ready, true));
+    }
+
+    /// Asks the controller to hand over what this broker leads, and waits until it has, or until there is nobody to ask.
+    /// The caller bounds the time.
+    pub(crate) async fn stop_leading(&self) {
+        if self.core.registration.borrow().is_none() {
             return;
         }
-        self.image = next;
-        if *self.versions.borrow() != self.image.version {
-            self.shared.store(Arc::new(self.image.clone()));
-            self.versions.send_replace(self.image.version);
-        }
-        for (reply, result) in replies {
-            let _gone = reply.send(result);
+        self.core.own.send_modify(|own| own.stopping = true);
+        let mut own = self.core.own.subscribe();
+        let mut registration = self.core.registration.subscribe();
+        tokio::select! {
+            _ = own.wait_for(|own| own.may_stop) => {}
+            _ = registration.wait_for(Option::is_none) => {}
+            () = self.ended.cancelled() => {}
         }
     }
 
-    async fn save(&self, image: &ClusterImage) -> Result<(), ApiError> {
-        let bytes =
-            snapshot::encode(image).map_err(|error| ApiError::new(ErrorCode::Internal, error.to_string()))?;
-        let store = Arc::clone(&self.store);
-        let saved = io_thread::run(&*self.file_system, move || store.write_state(TOPICS_STATE, &bytes)).await;
-        match saved {
-            Some(Ok(())) => Ok(()),
-            Some(Err(error)) if error.is_full() => Err(ApiError::new(ErrorCode::DiskFull, error.to_string())),
-            Some(Err(error)) => Err(ApiError::new(ErrorCode::StorageError, error.to_string())),
-            None => Err(ApiError::new(ErrorCode::StorageError, "the I/O thread ended")),
+    /// Whether another broker could take over what this one leads.
+    pub(crate) fn has_company(&self) -> bool {
+        self.image()
+            .brokers()
+            .any(|broker| broker.node_id != self.node_id() && broker.state == BrokerState::Active)
+    }
+
+    /// Waits until this broker is registered and active, as the image here has it.
+    pub(crate) async fn wait_active(&self) {
+        let mut versions = self.versions();
+        loop {
+            versions.borrow_and_update();
+            let epoch = *self.core.registration.borrow();
+            let image = self.image();
+            let active = image.broker(self.node_id()).is_some_and(|broker| {
+                Some(broker.broker_epoch) == epoch && broker.state == BrokerState::Active
+            });
+            if active || versions.changed().await.is_err() {
+                return;
+            }
         }
     }
-}
 
-fn refused(refusal: Refusal) -> ApiError {
-    ApiError::new(refusal.code(), refusal.to_string())
+    /// Why this broker may not go on. Waits for as long as it may.
+    pub(crate) async fn failed(&self) -> String {
+        let mut fatal = self.core.fatal.subscribe();
+        let found = fatal.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
+        match found {
+            Some(why) => why,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Waits until the thread has ended: nothing of it touches the data directory any more.
+    pub(crate) async fn ended(&self) {
+        self.ended.cancelled().await;
+    }
+
+    /// A connection of a broker has ended.
+    pub(crate) fn connection_lost(&self, node: NodeId) {
+        if self.core.view.borrow().serves {
+            let core = Arc::clone(&self.core);
+            self.runtime.spawn(async move { core.connection_lost(node) });
+        }
+    }
+
+    /// What this broker is, for others that come up.
+    pub(crate) fn bootstrap(&self) -> Result<BootstrapReply, ApiError> {
+        self.core.bootstrap_reply()
+    }
+
+    /// A message of consensus.
+    pub(crate) async fn raft(&self, request: RaftRequest) -> Result<RaftReply, ApiError> {
+        self.on_thread(|core| async move {
+            let to = request.to_directory.map(DirectoryId::from).unwrap_or_default();
+            if to != core.setup.directory_id && !cfg!(hw_mutate = "raft_to_any_directory") {
+                let ours = core.setup.directory_id;
+                return Err(ApiError::new(
+                    ErrorCode::BrokerConflict,
+                    format!("the message is for data directory {to}, and this is {ours}"),
+                ));
+            }
+            network::receive(&*core.engine()?, &request).await
+        })
+        .await
+    }
+
+    /// A broker comes. `introduced`: another broker passes the request on.
+    pub(crate) async fn register_broker(
+        &self,
+        request: RegisterBrokerRequest,
+        introduced: bool,
+    ) -> Result<RegisterBrokerReply, ApiError> {
+        self.on_thread(move |core| async move {
+            if core.view.borrow().leads || introduced {
+                core.register_broker(&request).await
+            } else {
+                core.introduce_to_controller(&request).await
+            }
+        })
+        .await
+    }
+
+    /// A broker is alive.
+    pub(crate) async fn heartbeat(&self, request: HeartbeatRequest) -> Result<HeartbeatReply, ApiError> {
+        self.on_thread(move |core| async move { core.heartbeat(&request).await }).await
+    }
+
+    /// A broker proposes a change.
+    pub(crate) async fn propose_for(&self, request: ProposeRequest) -> Result<ProposeReply, ApiError> {
+        self.on_thread(move |core| async move { core.propose_for(&request).await }).await
+    }
+
+    /// Runs `job` on the controller's thread. Goes on there when the future is dropped.
+    async fn on_thread<T, F>(&self, job: impl FnOnce(Arc<Core>) -> F) -> Result<T, ApiError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, ApiError>> + Send + 'static,
+    {
+        // The semaphore is never closed.
+        let permit = Arc::clone(&self.requests).acquire_owned().await;
+        let job = job(Arc::clone(&self.core));
+        let task = self.runtime.spawn(async move {
+            let _permit = permit;
+            job.await
+        });
+        match task.await {
+            Ok(result) => result,
+            Err(error) => {
+                if error.is_panic() {
+                    warn!(%error, "a request to the controller has failed");
+                }
+                Err(stopped())
+            }
+        }
+    }
 }

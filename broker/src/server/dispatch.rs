@@ -8,13 +8,13 @@ use highwater_protocol::api::{ApiKey, PROTOCOL_VERSION, Request};
 use highwater_protocol::body::Body;
 use highwater_protocol::error_code::ErrorCode;
 use highwater_protocol::frame::{FLAG_ONE_WAY, FLAG_REPLY, Frame};
-use highwater_protocol::ids::{CorrelationId, SubscriptionId};
+use highwater_protocol::ids::{BrokerEpoch, ClusterId, CorrelationId, SubscriptionId};
 use highwater_protocol::limits::{AUTHENTICATION_ROUNDS_MAX, FRAME_BYTES_MAX, NAME_BYTES_MAX};
 use highwater_protocol::messages::{
-    AlterTopicRequest, AuthenticateRequest, CreateTopicRequest, Credit, DeleteTopicRequest,
-    DescribeTopicsRequest, HandshakeReply, HandshakeRequest, InitProducerRequest, ListOffsetsRequest,
-    MetadataRequest, PingReply, PingRequest, ProduceRequest, ReadRequest, ReplicaAck, SubscribeRequest,
-    UnsubscribeReply, UnsubscribeRequest,
+    AlterTopicRequest, AuthenticateRequest, BootstrapRequest, CreateTopicRequest, Credit, DeleteTopicRequest,
+    DescribeTopicsRequest, HandshakeReply, HandshakeRequest, HeartbeatRequest, InitProducerRequest,
+    ListOffsetsRequest, MetadataRequest, PingReply, PingRequest, ProduceRequest, ProposeRequest, RaftRequest,
+    ReadRequest, RegisterBrokerRequest, ReplicaAck, SubscribeRequest, UnsubscribeReply, UnsubscribeRequest,
 };
 use tracing::debug;
 
@@ -158,6 +158,14 @@ impl Session {
             | ApiKey::LIST_OFFSETS
             | ApiKey::INIT_PRODUCER => self.serve_later(principal, frame)?,
             ApiKey::READ => self.read(frame, principal)?,
+            ApiKey::BOOTSTRAP => {
+                let _who: BootstrapRequest = decode(frame)?;
+                api::registration::bootstrap(&self.node, &principal)
+                    .map(|reply| self.outbox.reply::<BootstrapRequest>(correlation_id, &reply))
+            }
+            ApiKey::RAFT | ApiKey::REGISTER_BROKER | ApiKey::HEARTBEAT | ApiKey::PROPOSE => {
+                self.serve_broker(principal, frame)?
+            }
             ApiKey::PING => {
                 let _nothing: PingRequest = decode(frame)?;
                 self.outbox.reply::<PingRequest>(correlation_id, &PingReply {});
@@ -191,6 +199,25 @@ impl Session {
                 }),
             _ => self.later::<ListOffsetsRequest, _>(frame, |node, request| async move {
                 api::list_offsets::handle(&node, &principal, request).await
+            }),
+        }
+    }
+
+    /// Serves a request of another broker to the control plane.
+    fn serve_broker(&self, principal: Arc<Principal>, frame: &Frame) -> Result<Result<(), ApiError>, Fault> {
+        match frame.header.api {
+            ApiKey::RAFT => self.later::<RaftRequest, _>(frame, |node, request| async move {
+                api::raft::handle(&node, &principal, request).await
+            }),
+            ApiKey::REGISTER_BROKER => self
+                .later::<RegisterBrokerRequest, _>(frame, |node, request| async move {
+                    api::registration::register(&node, &principal, request).await
+                }),
+            ApiKey::HEARTBEAT => self.later::<HeartbeatRequest, _>(frame, |node, request| async move {
+                api::registration::heartbeat(&node, &principal, request).await
+            }),
+            _ => self.later::<ProposeRequest, _>(frame, |node, request| async move {
+                api::registration::propose(&node, &principal, request).await
             }),
         }
     }
@@ -236,18 +263,26 @@ impl Session {
         }
         let cluster_id = self.node.controller.image().cluster_id;
         if let Some(expected) = request.cluster_id
-            && highwater_protocol::ids::ClusterId::from(expected) != cluster_id
+            && ClusterId::from(expected) != cluster_id
+            && !cluster_id.is_absent()
         {
             return Err(Fault::new(
                 ErrorCode::WrongCluster,
-                format!("this broker belongs to cluster {cluster_id}"),
+                format!(
+                    "broker {} belongs to cluster {cluster_id}, not to {}",
+                    self.node.node_id,
+                    ClusterId::from(expected)
+                ),
             ));
         }
-        let principal = Principal::anonymous();
+        let principal = match &request.broker {
+            Some(identity) => Principal::broker(identity, self.node.controller.secret())?,
+            None => Principal::anonymous(),
+        };
         let reply = HandshakeReply {
             version: PROTOCOL_VERSION,
             features: Vec::new(),
-            cluster_id: Some(cluster_id.into()),
+            cluster_id: (!cluster_id.is_absent()).then(|| cluster_id.into()),
             node_id: self.node.node_id.get(),
             broker_version: env!("CARGO_PKG_VERSION").to_owned(),
             produce_window: self.window.limit(),
@@ -256,8 +291,8 @@ impl Session {
             authentication_methods: Vec::new(),
             principal: principal.name.clone(),
             idle_timeout_ms: u64::try_from(self.node.limits.idle_timeout.as_millis()).unwrap_or(u64::MAX),
-            directory_id: None,
-            broker_epoch: 0,
+            directory_id: Some(self.node.controller.directory_id().into()),
+            broker_epoch: self.node.controller.registration().borrow().map_or(0, BrokerEpoch::get),
         };
         debug!(client = request.client_name, version = request.client_version, "handshake");
         self.outbox.reply::<HandshakeRequest>(frame.header.correlation_id, &reply);
@@ -337,6 +372,11 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         self.node.budget.lock().close(&mut self.window);
+        if let Stage::Ready(principal) = &self.stage
+            && let Some(node) = principal.node_id
+        {
+            self.node.controller.connection_lost(node);
+        }
     }
 }
 

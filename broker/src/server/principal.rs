@@ -1,6 +1,8 @@
 //! Who is at the other end of a connection, and what they may do.
 
 use highwater_protocol::error_code::ErrorCode;
+use highwater_protocol::ids::NodeId;
+use highwater_protocol::messages::BrokerIdentity;
 
 use crate::api::ApiError;
 
@@ -20,6 +22,8 @@ pub(crate) struct Principal {
     pub(crate) name: String,
     /// What it is to the cluster.
     pub(crate) role: Role,
+    /// Which broker it is, if it is one.
+    pub(crate) node_id: Option<NodeId>,
 }
 
 /// What a request does, as far as access is concerned.
@@ -41,7 +45,25 @@ impl Principal {
     /// Whoever has not authenticated, while the broker asks for no authentication.
     #[must_use]
     pub(crate) fn anonymous() -> Self {
-        Self { name: "anonymous".to_owned(), role: Role::Client }
+        Self { name: "anonymous".to_owned(), role: Role::Client, node_id: None }
+    }
+
+    /// A broker that says who it is, and knows what the brokers of the cluster share.
+    pub(crate) fn broker(identity: &BrokerIdentity, secret: &str) -> Result<Self, ApiError> {
+        if !same_secret(&identity.secret, secret) {
+            return Err(ApiError::new(
+                ErrorCode::NotAuthorized,
+                format!(
+                    "broker {} has another cluster secret: start all brokers with the same --cluster-secret",
+                    identity.node_id
+                ),
+            ));
+        }
+        if identity.node_id == 0 {
+            return Err(ApiError::invalid("0 is not the id of a broker"));
+        }
+        let node_id = NodeId(identity.node_id);
+        Ok(Self { name: format!("broker {node_id}"), role: Role::Broker, node_id: Some(node_id) })
     }
 
     /// Checks that this principal may do `operation`.
@@ -60,6 +82,12 @@ impl Principal {
     }
 }
 
+/// Compares every byte, whichever differs first.
+fn same_secret(given: &str, ours: &str) -> bool {
+    let differing = given.bytes().zip(ours.bytes()).fold(0, |differing, (a, b)| differing | (a ^ b));
+    given.len() == ours.len() && differing == 0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -69,7 +97,13 @@ mod tests {
         let anonymous = Principal::anonymous();
         assert!(anonymous.authorise(Operation::Administer).is_ok());
         assert_eq!(anonymous.authorise(Operation::Replicate).unwrap_err().code, ErrorCode::NotAuthorized);
-        let broker = Principal { name: "2".to_owned(), role: Role::Broker };
+        let identity = BrokerIdentity { node_id: 2, secret: "s3".to_owned(), ..BrokerIdentity::default() };
+        let broker = Principal::broker(&identity, "s3").unwrap();
         assert!(broker.authorise(Operation::Replicate).is_ok());
+        for other in ["", "s", "s4", "s33"] {
+            let refused = Principal::broker(&identity, other).unwrap_err();
+            assert_eq!(refused.code, ErrorCode::NotAuthorized);
+            assert!(!refused.message.contains("s3"), "a secret in an error");
+        }
     }
 }

@@ -267,6 +267,12 @@ impl Store {
         files::replace(&*self.fs, &self.root.join(directory::STATE), name, bytes)
     }
 
+    /// Where the small state files are.
+    #[must_use]
+    pub fn state_directory(&self) -> PathBuf {
+        self.root.join(directory::STATE)
+    }
+
     /// Whether there was room to write when last looked.
     #[must_use]
     pub fn disk(&self) -> DiskState {

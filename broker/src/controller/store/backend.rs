@@ -1,0 +1,75 @@
+//! The database's file, through the broker's file system, so that a simulated disk can stand in for it.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use redb::StorageBackend;
+
+use crate::storage::file_system::{File, FileSystem, OpenMode};
+
+/// One file as the database wants it.
+#[derive(Debug)]
+pub(super) struct Backend {
+    file: Arc<dyn File>,
+    /// Set by a sync that failed.
+    flush_failed: Arc<AtomicBool>,
+}
+
+impl Backend {
+    /// An existing file.
+    pub(super) fn open(fs: &dyn FileSystem, path: &Path, flush_failed: Arc<AtomicBool>) -> io::Result<Self> {
+        Ok(Self { file: fs.open(path, OpenMode::ReadWrite)?, flush_failed })
+    }
+
+    /// An empty file, whether there is one or not.
+    pub(super) fn create(
+        fs: &dyn FileSystem,
+        path: &Path,
+        flush_failed: Arc<AtomicBool>,
+    ) -> io::Result<Self> {
+        Ok(Self { file: fs.open(path, OpenMode::CreateTruncated)?, flush_failed })
+    }
+}
+
+impl StorageBackend for Backend {
+    fn len(&self) -> io::Result<u64> {
+        self.file.length()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let mut done = 0;
+        while done < out.len() {
+            match self.file.read_at(&mut out[done..], offset + done as u64) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => done += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn set_len(&self, length: u64) -> io::Result<()> {
+        self.file.set_length(length)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.file.sync().inspect_err(|_| self.flush_failed.store(true, Ordering::Release))
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let mut done = 0;
+        while done < data.len() {
+            let buffers = [io::IoSlice::new(&data[done..])];
+            match self.file.write_vectored_at(&buffers, offset + done as u64) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => done += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
