@@ -214,6 +214,7 @@ impl Worker {
                 }
                 // Of replicas that have others beside them.
                 Output::Propose { .. }
+                | Output::EndSession { .. }
                 | Output::Subscribe { .. }
                 | Output::Unsubscribe
                 | Output::Append

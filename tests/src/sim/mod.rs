@@ -8,3 +8,4 @@ pub mod log_files;
 pub mod log_model;
 pub mod log_world;
 pub mod random;
+pub mod replica_world;

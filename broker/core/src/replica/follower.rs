@@ -5,6 +5,7 @@ use std::time::Duration;
 use highwater_protocol::ids::{LeaderEpoch, NodeId, Offset};
 
 use super::in_sync::Ends;
+use super::subscribe::NO_EPOCH;
 use super::{FetchedBatch, Output, Problem, Replica, State};
 use crate::log::manifest::EpochStart;
 use crate::time::Mono;
@@ -130,6 +131,7 @@ impl Replica {
             return;
         }
         let to = match self.epochs.end_of(epoch, self.ends.log_end) {
+            _ if epoch == NO_EPOCH => end_offset,
             Some((own, own_end)) if own == epoch => own_end.min(end_offset),
             // The leader has an epoch that this log has nothing of: it may still share an earlier one.
             Some((_, own_end)) => own_end,

@@ -151,6 +151,11 @@ impl InSyncSet {
         node == self.leader || self.progress.get(&node).is_some_and(|progress| progress.session.is_some())
     }
 
+    /// The live session of `node`.
+    pub(super) fn session_of(&self, node: NodeId) -> Option<u64> {
+        self.progress.get(&node).and_then(|progress| progress.session)
+    }
+
     /// The registration under which `node` was last heard of.
     pub(super) fn broker_epoch_of(&self, node: NodeId) -> Option<BrokerEpoch> {
         self.progress.get(&node).map(|progress| progress.broker_epoch)

@@ -77,13 +77,18 @@ impl Replica {
         session: u64,
         follower: (NodeId, BrokerEpoch),
         log_end: Offset,
+        out: &mut Vec<Output>,
     ) {
         let is_replica =
             self.assignment.as_ref().is_some_and(|assignment| assignment.replicas.contains(&follower.0));
         if let State::Leader(leader) = &mut self.state
             && is_replica
         {
+            let before = leader.set.session_of(follower.0);
             leader.set.open_session(session, follower, log_end, now);
+            // A subscription from an older connection may arrive late: which one is the last only the follower knows.
+            let after = leader.set.session_of(follower.0);
+            out.extend(before.filter(|_| before != after).map(|session| Output::EndSession { session }));
         }
     }
 

@@ -126,7 +126,7 @@ impl Replica {
                 }
             }
             Input::SessionOpened { session, node, broker_epoch, log_end } => {
-                self.session_opened(now, session, (node, broker_epoch), log_end);
+                self.session_opened(now, session, (node, broker_epoch), log_end, out);
             }
             Input::Acked { session, leader_epoch, broker_epoch, ends } => {
                 self.acked(now, session, leader_epoch, broker_epoch, ends);
@@ -488,11 +488,11 @@ impl Replica {
         self.health = Health::Online;
         self.log_generation = log_generation;
         self.ends = Ends { log_end, flushed_end: log_end };
+        // Others may have copied what is gone now: only a later epoch tells the two apart.
+        self.spoilt_epoch = self.spoilt_epoch.max(self.epochs.last());
         self.epochs.truncate(log_end);
         // Under `fsync` nothing below the high watermark was unflushed, so this changes nothing then.
         self.high_watermark = self.high_watermark.min(log_end);
-        // Others may have copied what is gone: only a new epoch tells the two apart.
-        self.spoilt_epoch = self.spoilt_epoch.max(self.assignment.as_ref().map(|known| known.epoch));
         out.push(Output::Resumed { log_end });
         out.push(Output::Report(Problem::Recovered));
         self.settle(now, out);

@@ -4,6 +4,10 @@ use highwater_protocol::ids::{BrokerEpoch, LeaderEpoch, NodeId, Offset};
 
 use super::{Replica, State};
 
+/// In [`Subscribed::Diverged`]: no epoch is shared, and everything from the end offset on is another's. Epochs count
+/// from 1.
+pub(super) const NO_EPOCH: LeaderEpoch = LeaderEpoch(0);
+
 /// Who subscribes as a follower.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Subscriber {
@@ -170,8 +174,10 @@ impl Replica {
                     return Ok(Subscribed::Diverged { epoch, end_offset });
                 }
             }
-            // Retention has taken everything that the two may share.
-            Some((_, None)) if check.replica.is_some() => return self.below_log_start(check),
+            // The leader has no record of the subscriber's epochs, or has none any more.
+            Some((_, None)) if let Some(replica) = check.replica => {
+                return self.nothing_shared(check, replica);
+            }
             Some((last, None)) if offset > log_start => {
                 return Ok(Subscribed::Diverged { epoch: last, end_offset: log_start });
             }
@@ -185,6 +191,24 @@ impl Replica {
             Some(_) => self.below_log_start(check),
             None => Err(SubscribeRefusal::OutOfRange { offset, log_start, log_end }),
         }
+    }
+
+    /// What a member has below the log start was committed, and so is the leader's; while nothing was ever removed there
+    /// is nothing below. What is above was never committed. Of anybody else's log nothing is known.
+    fn nothing_shared(
+        &self,
+        check: &SubscribeCheck,
+        replica: Subscriber,
+    ) -> Result<Subscribed, SubscribeRefusal> {
+        let member = self.assignment.as_ref().is_some_and(|known| known.is_member(replica.node));
+        let log_start = self.log_start;
+        if !member && log_start > Offset::ZERO {
+            return self.below_log_start(check);
+        }
+        if check.offset == log_start {
+            return Ok(Subscribed::Live);
+        }
+        Ok(Subscribed::Diverged { epoch: NO_EPOCH, end_offset: log_start })
     }
 
     fn below_log_start(&self, check: &SubscribeCheck) -> Result<Subscribed, SubscribeRefusal> {

@@ -270,6 +270,12 @@ pub enum Output {
         /// The epoch.
         epoch: LeaderEpoch,
     },
+    /// The same follower has opened another session: this one's subscription ends, so that whichever of the two the
+    /// follower believes in, it comes again if it was the wrong one.
+    EndSession {
+        /// The session.
+        session: u64,
+    },
     /// It leads no longer: every waiter is told that the outcome of its batch is not known, every subscription ends.
     StopLeading,
     /// Subscribe at the leader. Every earlier subscription is over.
