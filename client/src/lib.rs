@@ -37,8 +37,9 @@ mod watch;
 pub mod wire;
 
 pub use admin::{
-    Admin, AlterTopic, AlteredTopic, Broker, ClusterMetadata, ConfigSetting, CreatedTopic, ListedOffset,
-    NewTopic, PartitionMetadata, PartitionState, ReadBatches, TopicDetails, TopicMetadata,
+    Admin, AlterTopic, AlteredTopic, Broker, BrokerDetails, ClusterChange, ClusterDetails, ClusterMetadata,
+    ClusterPlan, ConfigSetting, CreatedTopic, ListedOffset, NewTopic, PartitionMetadata, PartitionMove,
+    PartitionState, ReadBatches, ReplicaState, TopicDetails, TopicMetadata,
 };
 pub use breaker::BreakerState;
 pub use builder::ClientBuilder;
@@ -51,5 +52,7 @@ pub use wire::BrokerBreaker;
 
 pub use highwater_protocol::batch::{Header, RecordRef};
 pub use highwater_protocol::compression::Compression;
-pub use highwater_protocol::ids::{ClusterId, LeaderEpoch, NodeId, Offset, PartitionId, TopicId};
+pub use highwater_protocol::ids::{
+    BrokerEpoch, ClusterId, DirectoryId, LeaderEpoch, NodeId, Offset, PartitionId, TopicId,
+};
 pub use highwater_protocol::messages::{Acks, ConfigSource, Stage};

@@ -1,10 +1,13 @@
 //! Topics, metadata and offsets.
 
+mod cluster;
+mod describe;
 mod types;
 
+pub use cluster::{BrokerDetails, ClusterChange, ClusterDetails, ClusterPlan, PartitionMove};
 pub use types::{
     AlterTopic, AlteredTopic, Broker, ClusterMetadata, ConfigSetting, CreatedTopic, ListedOffset, NewTopic,
-    PartitionMetadata, PartitionState, ReadBatches, TopicDetails, TopicMetadata,
+    PartitionMetadata, PartitionState, ReadBatches, ReplicaState, TopicDetails, TopicMetadata,
 };
 
 use std::collections::BTreeMap;
@@ -14,16 +17,15 @@ use highwater_protocol::batch::{BatchHeader, Records};
 use highwater_protocol::error_code::ErrorCode;
 use highwater_protocol::ids::{LeaderEpoch, Offset, PartitionId, TopicId, TopicPartition};
 use highwater_protocol::messages::{
-    AlterTopicRequest, ConfigSource, CreateTopicRequest, DeleteTopicRequest, DescribeTopicsReply,
-    DescribeTopicsRequest, ListOffsetsReply, ListOffsetsRequest, OffsetQuery, PartitionDescription, Position,
-    ReadRequest, TopicDescription,
+    AlterTopicRequest, CreateTopicRequest, DeleteTopicRequest, ListOffsetsReply, ListOffsetsRequest,
+    OffsetQuery, Position, ReadRequest,
 };
 use tokio::time::Instant;
 
 use crate::client::{Client, Repeat};
 use crate::consumer::StartAt;
 use crate::error::{Error, ErrorKind};
-use crate::metadata::{partition_of, request_for};
+use crate::metadata::request_for;
 use crate::record::ConsumedBatch;
 
 /// Creates, describes, alters and deletes topics, and looks at logs.
@@ -76,7 +78,8 @@ impl Admin {
         })
     }
 
-    /// Settings and state of these topics, partitions included.
+    /// Settings and state of these topics, partitions included: each partition as its leader tells it. A partition whose
+    /// leader does not answer has an error instead.
     ///
     /// # Errors
     /// `UnknownTopic` for the first one that is not there, or what kept the request from being answered.
@@ -227,13 +230,6 @@ impl Admin {
         reply.map_err(|error| error.with_topic(topic))
     }
 
-    async fn describe(&self, names: Vec<String>, summary: bool) -> Result<Vec<TopicDetails>, Error> {
-        let request = DescribeTopicsRequest { names, summary };
-        let deadline = self.client.deadline();
-        let reply: DescribeTopicsReply = self.client.ask_any(&request, Repeat::Freely, deadline).await?;
-        reply.topics.into_iter().map(details).collect()
-    }
-
     async fn list_offsets_of(
         &self,
         topic: &str,
@@ -321,48 +317,4 @@ fn split_batches(
         batches.push(ConsumedBatch { partition: place.partition, records, from, high_watermark });
     }
     Ok(batches)
-}
-
-fn details(topic: TopicDescription) -> Result<TopicDetails, Error> {
-    let code = ErrorCode::from_code(topic.error);
-    if !code.is_none() {
-        return Err(Error::from_code(code, "the topic cannot be described").with_topic(&topic.name));
-    }
-    let setting = |entry: highwater_protocol::messages::ConfigEntry| {
-        let source = ConfigSource::try_from(entry.source).unwrap_or(ConfigSource::Default);
-        ConfigSetting { name: entry.name, value: entry.value, source }
-    };
-    let name = topic.name;
-    let state = |partition| partition_state(&name, partition);
-    Ok(TopicDetails {
-        topic_id: topic.topic_id.map(TopicId::from).unwrap_or_default(),
-        replication: topic.replication,
-        partition_count: topic.partition_count,
-        config: topic.config.into_iter().map(setting).collect(),
-        partitions: topic.partitions.into_iter().map(state).collect(),
-        created_at_us: topic.created_at_us,
-        name,
-    })
-}
-
-fn partition_state(topic: &str, state: PartitionDescription) -> PartitionState {
-    let metadata = partition_of(state.info.unwrap_or_default());
-    let code = ErrorCode::from_code(state.error);
-    let error = (!code.is_none()).then(|| {
-        Error::from_code(code, "its state is not known here").with_partition(topic, metadata.partition)
-    });
-    let corrupt = state.corrupt.into_iter().map(|range| Offset(range.start)..Offset(range.end)).collect();
-    PartitionState {
-        metadata,
-        error,
-        log_start: Offset(state.log_start),
-        log_end: Offset(state.log_end),
-        flushed_end: Offset(state.flushed_end),
-        high_watermark: Offset(state.high_watermark),
-        bytes: state.bytes,
-        segment_count: state.segments,
-        durability: state.durability,
-        state: state.state,
-        corrupt,
-    }
 }

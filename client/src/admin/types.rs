@@ -249,6 +249,24 @@ pub struct PartitionState {
     pub state: String,
     /// Offsets that cannot be read from this replica.
     pub corrupt: Vec<Range<Offset>>,
+    /// How far each replica is, as the leader knows.
+    pub replicas: Vec<ReplicaState>,
+}
+
+/// How far a replica is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ReplicaState {
+    /// Whose.
+    pub node_id: NodeId,
+    /// The next offset to be written.
+    pub log_end: Offset,
+    /// The next offset that is not on stable storage.
+    pub flushed_end: Offset,
+    /// It counts towards the high watermark.
+    pub in_sync: bool,
+    /// It follows at the moment.
+    pub connected: bool,
 }
 
 /// An offset that was looked up.

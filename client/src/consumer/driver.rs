@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use highwater_protocol::ids::Offset;
+use highwater_protocol::ids::{LeaderEpoch, Offset};
 use highwater_protocol::messages::{Credit, Isolation, SubscribeReply, SubscribeRequest, UnsubscribeRequest};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
@@ -35,6 +35,8 @@ pub(super) struct Driver {
     /// Partitions that wait for metadata.
     without_leader: HashSet<PartIndex>,
     refreshing: bool,
+    /// By partition: the latest leader epoch that was turned to.
+    led_in: Vec<LeaderEpoch>,
     /// By link: ends when the last subscribe or unsubscribe request is on its way.
     sent: HashMap<LinkId, Option<oneshot::Receiver<()>>>,
     next_link: u64,
@@ -49,6 +51,7 @@ impl Driver {
             connecting: HashMap::new(),
             without_leader: HashSet::new(),
             refreshing: false,
+            led_in: Vec::new(),
             sent: HashMap::new(),
             next_link: 0,
         }
@@ -57,12 +60,14 @@ impl Driver {
     /// Runs until the consumer is dropped.
     pub(super) async fn run(mut self) {
         let shared = Arc::clone(&self.shared);
+        let mut moves = shared.client.metadata().changes();
         loop {
             let wake_at = self.work().unwrap_or_else(|| now() + Duration::from_secs(3600));
             tokio::select! {
                 biased;
                 () = shared.cancel.cancelled() => return self.end().await,
                 () = shared.work.notified() => {}
+                Ok(()) = moves.changed() => self.follow_leaders(),
                 Some(first) = self.tasks.join_next(), if !self.tasks.is_empty() => {
                     // All that are there at once: each round looks at every partition.
                     let mut next = Some(first);
@@ -149,6 +154,24 @@ impl Driver {
                 self.postpone(index);
             }
             Err(error) => self.fail(error),
+        }
+    }
+
+    /// Turns to new leaders as soon as metadata tells of them: an old one that hangs would never end a subscription.
+    fn follow_leaders(&mut self) {
+        let topic = Arc::clone(&self.shared.topic);
+        let metadata = self.shared.client.metadata();
+        let count = self.shared.with(|state| state.feed.part_count());
+        self.led_in.resize(count, LeaderEpoch(0));
+        for (index, led_in) in self.led_in.iter_mut().enumerate() {
+            let partition = self.shared.with(|state| state.feed.partition(index));
+            let leadership = metadata.leadership(&topic.name, topic.topic_id, partition);
+            let Some((epoch, address)) = leadership.filter(|(epoch, _)| epoch > led_in) else { continue };
+            *led_in = epoch;
+            self.shared.client.pool().encourage(&address);
+            let link = self.links.get(&*address).copied();
+            let old = self.shared.with(|state| state.feed.moved(index, link));
+            self.shared.unsubscribe(old);
         }
     }
 

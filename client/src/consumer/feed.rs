@@ -299,6 +299,26 @@ impl Feed {
         }
     }
 
+    /// A partition's leader is another one now. Returns the subscription to end, if it has one elsewhere than on `link`.
+    pub(super) fn moved(&mut self, index: PartIndex, to: Option<LinkId>) -> Option<(LinkId, u64)> {
+        let part = &mut self.parts[index];
+        match &mut part.state {
+            State::Waiting { not_before } => *not_before = None,
+            State::Subscribed { link, .. } if Some(*link) != to => {
+                let old = self.unsubscribe(index);
+                self.parts[index].state = State::Waiting { not_before: None };
+                return old;
+            }
+            State::Subscribed { .. } | State::Preparing | State::Stopped => {}
+        }
+        None
+    }
+
+    /// How many partitions there are.
+    pub(super) const fn part_count(&self) -> usize {
+        self.parts.len()
+    }
+
     /// Every subscription of a connection is over.
     pub(super) fn link_lost(&mut self, lost: LinkId, now: Instant, random: u64) {
         for part in &mut self.parts {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use highwater_protocol::batch::restamp_producer;
-use highwater_protocol::ids::{PartitionId, TopicPartition};
+use highwater_protocol::ids::{LeaderEpoch, PartitionId, TopicPartition};
 use highwater_protocol::limits::PRODUCE_BATCHES_MAX;
 use highwater_protocol::messages::{ProduceBatch, ProduceRequest};
 use tokio::task::JoinSet;
@@ -61,6 +61,8 @@ struct Partition {
     place: TopicPartition,
     /// Its leader, an index of `peers`, while it is thought to be known.
     peer: Option<usize>,
+    /// The latest leader epoch that the sender has turned to.
+    led_in: LeaderEpoch,
     /// Whether it is in `listed`.
     listed: bool,
 }
@@ -199,7 +201,14 @@ impl Sender {
         for index in self.partitions.len()..accumulator.lane_count() {
             let (topic, place) = accumulator.place(index);
             let lane = Lane::new(self.shared.settings.idempotent, RETRY);
-            self.partitions.push(Partition { lane, topic, place, peer: None, listed: false });
+            self.partitions.push(Partition {
+                lane,
+                topic,
+                place,
+                peer: None,
+                led_in: LeaderEpoch(0),
+                listed: false,
+            });
         }
         let mut fresh = VecDeque::new();
         accumulator.take_eligible(&mut fresh);

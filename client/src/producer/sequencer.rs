@@ -175,6 +175,11 @@ impl<B> Lane<B> {
         either!(self, lane => lane.resolve(number, verdict, now, random, done));
     }
 
+    /// There is a new leader: a backoff that its predecessor was the reason for is over.
+    pub(super) const fn hurry(&mut self) {
+        either!(self, lane => lane.hurry());
+    }
+
     /// The leader is another one now: what an idempotent lane has sent to the old one goes to the new one at once.
     pub(super) fn recall<A>(&mut self, error: &Error, now: Instant, done: &mut Vec<Done<B, A>>) {
         if let Self::Sequenced(lane) = self {

@@ -21,9 +21,10 @@ use highwater_protocol::error_code::ErrorCode;
 use highwater_protocol::frame::{FLAG_ERROR, FLAG_ONE_WAY, FLAG_REPLY, Frame, Splitter, encode_frame_head};
 use highwater_protocol::ids::{CorrelationId, LeaderEpoch, Offset, PartitionId, TopicId, TopicPartition};
 use highwater_protocol::messages::{
-    BrokerInfo, ErrorReply, HandshakeReply, HandshakeRequest, ListOffsetsReply, ListOffsetsRequest,
-    MetadataReply, MetadataRequest, OffsetResult, PartitionInfo, PingReply, PingRequest, Position,
-    ProduceReply, ProduceRequest, ProduceResult, Stage, TopicInfo,
+    BrokerInfo, ErrorReply, HandshakeReply, HandshakeRequest, InitProducerReply, InitProducerRequest,
+    ListOffsetsReply, ListOffsetsRequest, MetadataPush, MetadataReply, MetadataRequest, OffsetResult,
+    PartitionInfo, PingReply, PingRequest, Position, ProduceReply, ProduceRequest, ProduceResult, Stage,
+    TopicInfo,
 };
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
@@ -37,9 +38,27 @@ pub const fn place(partition: u32) -> TopicPartition {
     TopicPartition::new(TOPIC_ID, PartitionId(partition))
 }
 
+/// Where the broker with this id is.
+pub fn address(node: u32) -> String {
+    format!("broker:{node}")
+}
+
 /// What the broker answers by itself.
 #[derive(Debug, Clone)]
 pub struct Behaviour {
+    pub node: u32,
+    /// The brokers that metadata tells of.
+    pub roster: Vec<u32>,
+    /// Who leads every partition, 0 for nobody, and since when.
+    pub leader: u32,
+    pub leader_epoch: u32,
+    pub version: u64,
+    /// Whether metadata is told; otherwise the question is left unanswered.
+    pub answer_metadata: bool,
+    /// Whether producers get identities.
+    pub identities: bool,
+    /// Links are never made, and nobody is told.
+    pub black_hole: bool,
     pub partitions: u32,
     pub produce_window: u64,
     pub max_in_flight: u32,
@@ -59,6 +78,14 @@ pub struct Behaviour {
 impl Default for Behaviour {
     fn default() -> Self {
         Self {
+            node: 1,
+            roster: vec![1],
+            leader: 1,
+            leader_epoch: 1,
+            version: 1,
+            answer_metadata: true,
+            identities: true,
+            black_hole: false,
             partitions: 1,
             produce_window: 1 << 30,
             max_in_flight: 64,
@@ -82,6 +109,8 @@ struct Shared {
     connections: AtomicU64,
     read_again: tokio::sync::Notify,
     links: Mutex<HashMap<u64, Wire>>,
+    /// Links on which changes are to be told.
+    watchers: Mutex<Vec<Wire>>,
 }
 
 /// The test's end.
@@ -104,22 +133,77 @@ pub struct Wire {
     out: mpsc::Sender<Option<BytesMut>>,
 }
 
+/// Links to the brokers by address; to the only one by any address.
 #[derive(Debug)]
 struct InMemory {
-    shared: Arc<Shared>,
+    brokers: Vec<(String, Arc<Shared>)>,
 }
 
 impl Connector for InMemory {
-    fn connect<'a>(&'a self, _address: &'a str) -> Connecting<'a> {
+    fn connect<'a>(&'a self, address: &'a str) -> Connecting<'a> {
         Box::pin(async move {
-            let behaviour = self.shared.behaviour.lock().clone();
+            let found = match self.brokers.as_slice() {
+                [(_, only)] => Some(only),
+                all => all.iter().find(|(of, _)| of == address).map(|(_, shared)| shared),
+            };
+            let Some(shared) = found else { return Err(io::ErrorKind::ConnectionRefused.into()) };
+            let behaviour = shared.behaviour.lock().clone();
             if behaviour.refuse_connections {
                 return Err(io::ErrorKind::ConnectionRefused.into());
             }
+            if behaviour.black_hole {
+                std::future::pending::<()>().await;
+            }
             let (ours, theirs) = tokio::io::duplex(behaviour.link_bytes);
-            tokio::spawn(serve(Arc::clone(&self.shared), theirs));
+            tokio::spawn(serve(Arc::clone(shared), theirs));
             Ok(Link::from_stream(ours))
         })
+    }
+}
+
+/// Brokers that know of each other.
+pub struct Cluster {
+    pub brokers: Vec<Broker>,
+}
+
+impl Cluster {
+    /// Brokers 1 to `count`; the first one leads.
+    pub fn new(count: u32) -> Self {
+        let roster: Vec<u32> = (1..=count).collect();
+        let behaviour = |node: u32| Behaviour { node, roster: roster.clone(), ..Behaviour::default() };
+        Self { brokers: roster.iter().map(|node| Broker::new(behaviour(*node))).collect() }
+    }
+
+    pub fn client_builder(&self, seeds: &[&str]) -> ClientBuilder {
+        let of = |broker: &Broker| {
+            let node = broker.shared.behaviour.lock().node;
+            (address(node), Arc::clone(&broker.shared))
+        };
+        let connector = Arc::new(InMemory { brokers: self.brokers.iter().map(of).collect() });
+        Client::builder(seeds.iter().copied()).connector(connector).random_seed(7)
+    }
+
+    /// The broker with this id.
+    pub fn broker(&mut self, node: u32) -> &mut Broker {
+        &mut self.brokers[node as usize - 1]
+    }
+
+    /// Another one leads from here on: every broker knows, and tells those who asked to be told.
+    pub async fn lead(&mut self, leader: u32, leader_epoch: u32) {
+        self.elect(leader, leader_epoch);
+        for broker in &self.brokers {
+            broker.tell_watchers().await;
+        }
+    }
+
+    /// Another one leads from here on: every broker knows, and says so when asked.
+    pub fn elect(&mut self, leader: u32, leader_epoch: u32) {
+        for broker in &self.brokers {
+            broker.change(|behaviour| {
+                (behaviour.leader, behaviour.leader_epoch) = (leader, leader_epoch);
+                behaviour.version += 1;
+            });
+        }
     }
 }
 
@@ -132,12 +216,13 @@ impl Broker {
             connections: AtomicU64::new(0),
             read_again: tokio::sync::Notify::new(),
             links: Mutex::new(HashMap::new()),
+            watchers: Mutex::new(Vec::new()),
         };
         Self { shared: Arc::new(shared), incoming }
     }
 
     pub fn client_builder(&self) -> ClientBuilder {
-        let connector = Arc::new(InMemory { shared: Arc::clone(&self.shared) });
+        let connector = Arc::new(InMemory { brokers: vec![(String::new(), Arc::clone(&self.shared))] });
         Client::builder([ADDRESS]).connector(connector).random_seed(7)
     }
 
@@ -153,6 +238,24 @@ impl Broker {
     /// How many connections were made so far.
     pub fn connection_count(&self) -> u64 {
         self.shared.connections.load(Ordering::SeqCst)
+    }
+
+    async fn tell_watchers(&self) {
+        let behaviour = self.shared.behaviour.lock().clone();
+        let watchers = self.shared.watchers.lock().clone();
+        let names = MetadataRequest { names: vec![TOPIC.to_owned()], ..MetadataRequest::default() };
+        let MetadataReply { version, controller, brokers, topics, .. } = metadata(&names, &behaviour);
+        for wire in watchers {
+            let (brokers, topics) = (brokers.clone(), topics.clone());
+            wire.one_way(&MetadataPush { version, controller, brokers, topics }, &[]).await;
+        }
+    }
+
+    /// Waits until somebody asks to be told of changes.
+    pub async fn watched(&self) {
+        while self.shared.watchers.lock().is_empty() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 
     /// Cuts every connection.
@@ -208,6 +311,14 @@ impl Produced {
         }
         assert!(attachment.is_empty(), "the lengths add up to the attachment");
         batches
+    }
+
+    /// Id, epoch and first sequence of the only batch, and its values.
+    pub fn stamped(&self) -> (u64, u16, u32, Vec<String>) {
+        let producer = BatchHeader::decode(&self.incoming.frame.attachment).unwrap().producer;
+        let (number, values) = self.batch();
+        assert_eq!(number, 0, "sequences take the place of numbers");
+        (producer.producer_id.get(), producer.producer_epoch, producer.first_sequence, values)
     }
 
     /// Number and values of the only batch.
@@ -337,7 +448,7 @@ async fn handle(shared: &Shared, wire: &Wire, frame: Frame) {
         ApiKey::HANDSHAKE => {
             let reply = HandshakeReply {
                 version: 1,
-                node_id: 1,
+                node_id: behaviour.node,
                 produce_window: behaviour.produce_window,
                 max_in_flight: behaviour.max_in_flight,
                 idle_timeout_ms: behaviour.idle_timeout_ms,
@@ -349,8 +460,24 @@ async fn handle(shared: &Shared, wire: &Wire, frame: Frame) {
         }
         ApiKey::PING if behaviour.answer_pings => wire.reply::<PingRequest>(&frame, &PingReply {}).await,
         ApiKey::PING => {}
-        ApiKey::METADATA => {
-            wire.reply::<MetadataRequest>(&frame, &metadata(&frame.decode_body().unwrap(), &behaviour)).await;
+        ApiKey::METADATA if behaviour.answer_metadata => {
+            let request: MetadataRequest = frame.decode_body().unwrap();
+            if request.watch {
+                shared.watchers.lock().push(wire.clone());
+            }
+            wire.reply::<MetadataRequest>(&frame, &metadata(&request, &behaviour)).await;
+        }
+        ApiKey::METADATA => {}
+        ApiKey::INIT_PRODUCER if behaviour.identities => {
+            let request: InitProducerRequest = frame.decode_body().unwrap();
+            let next = InitProducerReply {
+                producer_id: request.producer_id.unwrap_or(5),
+                producer_epoch: request.producer_id.map_or(0, |_| request.producer_epoch + 1),
+            };
+            wire.reply::<InitProducerRequest>(&frame, &next).await;
+        }
+        ApiKey::INIT_PRODUCER => {
+            wire.reply_error(&frame, ErrorCode::UnknownApi, "this broker is too old").await;
         }
         ApiKey::LIST_OFFSETS => {
             let request = frame.decode_body::<ListOffsetsRequest>().unwrap();
@@ -373,9 +500,13 @@ async fn handle(shared: &Shared, wire: &Wire, frame: Frame) {
 }
 
 fn metadata(request: &MetadataRequest, behaviour: &Behaviour) -> MetadataReply {
-    let broker = BrokerInfo { node_id: 1, address: String::from(ADDRESS), rack: String::new() };
-    let partition =
-        |partition| PartitionInfo { partition, leader: 1, leader_epoch: 1, ..PartitionInfo::default() };
+    let broker = |node: &u32| BrokerInfo { node_id: *node, address: address(*node), rack: String::new() };
+    let partition = |partition| PartitionInfo {
+        partition,
+        leader: behaviour.leader,
+        leader_epoch: behaviour.leader_epoch,
+        ..PartitionInfo::default()
+    };
     let topic = |name: &String| match behaviour.topic_id.filter(|_| name == TOPIC) {
         Some(topic_id) => TopicInfo {
             name: name.clone(),
@@ -388,8 +519,8 @@ fn metadata(request: &MetadataRequest, behaviour: &Behaviour) -> MetadataReply {
         }
     };
     MetadataReply {
-        version: 1,
-        brokers: vec![broker],
+        version: behaviour.version,
+        brokers: behaviour.roster.iter().map(broker).collect(),
         topics: request.names.iter().map(topic).collect(),
         ..MetadataReply::default()
     }

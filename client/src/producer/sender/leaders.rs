@@ -48,6 +48,12 @@ impl Sender {
             self.refresh(index, now);
             return None;
         };
+        // Only now: a topic whose partition has no leader is asked about less and less often.
+        self.refresh_backoff.remove(&partition.topic.name);
+        let place = partition.place;
+        let leadership = metadata.leadership(&partition.topic.name, place.topic_id, place.partition);
+        let led_in = leadership.map_or(partition.led_in, |(epoch, _)| epoch.max(partition.led_in));
+        self.partitions[index].led_in = led_in;
         if let Some(peer) = self.peers.iter().position(|peer| *peer.address == *address) {
             return Some(peer);
         }
@@ -68,18 +74,19 @@ impl Sender {
         let metadata = shared.client.metadata();
         for index in 0..self.partitions.len() {
             let partition = &mut self.partitions[index];
-            let topic = metadata.topic(&partition.topic.name);
-            let Some(topic) = topic.filter(|topic| topic.topic_id == partition.place.topic_id) else {
+            let place = partition.place;
+            let leadership = metadata.leadership(&partition.topic.name, place.topic_id, place.partition);
+            // What is not news must not end a pause: there would be no pauses.
+            let Some((epoch, address)) = leadership.filter(|(epoch, _)| *epoch > partition.led_in) else {
                 continue;
             };
-            let Ok(address) = metadata.leader_address(&topic, partition.place.partition) else { continue };
-            if partition.peer.is_some_and(|peer| *self.peers[peer].address == *address) {
-                continue;
-            }
-            if partition.peer.take().is_some() || partition.lane.has_again() {
+            partition.led_in = epoch;
+            partition.lane.hurry();
+            if partition.peer.is_none_or(|peer| *self.peers[peer].address != *address) {
+                partition.peer = None;
                 let text = format!("its leader is the broker at {address} now");
                 let moved = Error::new(ErrorKind::NotReady, text);
-                let moved = moved.with_partition(&partition.topic.name, partition.place.partition);
+                let moved = moved.with_partition(&partition.topic.name, place.partition);
                 partition.lane.recall(&moved, now, &mut self.done);
             }
             // The new leader is alive by all that is known: it is tried at once.
@@ -193,7 +200,6 @@ impl Sender {
         let mut accumulator = shared.accumulator.lock();
         let gone = match result {
             Ok(topic) => {
-                self.refresh_backoff.remove(&before.name);
                 let current = topic.topic_id;
                 accumulator.set_topic(topic);
                 let text = "the topic was deleted, and created again as another one";

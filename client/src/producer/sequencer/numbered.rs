@@ -150,6 +150,12 @@ impl<B> NumberedLane<B> {
         self.settle(now, random, done);
     }
 
+    /// Ends the backoff.
+    pub(super) const fn hurry(&mut self) {
+        self.not_before = None;
+        self.backoff.reset();
+    }
+
     /// Ends batches that waited too long to be sent again.
     pub(super) fn expire<A>(&mut self, now: Instant, done: &mut Vec<Done<B, A>>) {
         while self.again.front().is_some_and(|again| again.deadline <= now) {

@@ -198,8 +198,7 @@ impl<B> SequencedLane<B> {
     }
 
     pub(crate) fn recall<A>(&mut self, error: &Error, now: Instant, done: &mut Vec<Done<B, A>>) {
-        self.not_before = None;
-        self.backoff.reset();
+        self.hurry();
         for place in 0..self.in_flight.len() {
             if self.in_flight[place].failure.is_none() {
                 self.in_flight[place].ticket.maybe_there = true;
@@ -207,6 +206,12 @@ impl<B> SequencedLane<B> {
             }
         }
         self.settle(now, None, done);
+    }
+
+    /// Ends the backoff.
+    pub(crate) const fn hurry(&mut self) {
+        self.not_before = None;
+        self.backoff.reset();
     }
 
     pub(crate) fn expire<A>(&mut self, now: Instant, done: &mut Vec<Done<B, A>>) {
