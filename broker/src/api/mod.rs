@@ -1,5 +1,6 @@
 //! What clients may ask for. Each handler decodes, authorises, calls a handle and encodes; decisions are made elsewhere.
 
+pub(crate) mod cluster;
 pub(crate) mod init_producer;
 pub(crate) mod list_offsets;
 pub(crate) mod metadata;

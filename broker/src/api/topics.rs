@@ -1,7 +1,9 @@
 //! Making, describing, changing and removing topics.
 
+use std::time::Duration;
+
 use highwater_broker_core::controller::command::{Command, Reply};
-use highwater_broker_core::controller::image::Topic;
+use highwater_broker_core::controller::image::{ClusterImage, Topic};
 use highwater_broker_core::controller::topic_config::TopicConfig;
 use highwater_protocol::error_code::ErrorCode;
 use highwater_protocol::ids::{TopicId, TopicPartition};
@@ -19,6 +21,8 @@ use crate::server::principal::{Operation, Principal};
 
 /// Partitions that one reply describes in full: every partition of the largest topic, and what a frame has room for.
 const DESCRIBED_PARTITIONS_MAX: usize = 12_000;
+/// How long a request waits for its own change to come back in the image.
+const IMAGE_WAIT_MAX: Duration = Duration::from_secs(5);
 const _: () = assert!(DESCRIBED_PARTITIONS_MAX >= PARTITIONS_MAX as usize);
 
 /// Returns when the topic is on stable storage and its partitions accept batches.
@@ -41,7 +45,8 @@ pub(crate) async fn create(
     if request.validate_only {
         return Ok(CreateTopicReply { topic_id: None, partitions, replication });
     }
-    wait_open(node, topic_id, partitions).await?;
+    wait_image(node, |image| image.topic(topic_id).is_some()).await;
+    wait_open(node, topic_id).await?;
     Ok(CreateTopicReply { topic_id: Some(topic_id.into()), partitions, replication })
 }
 
@@ -61,17 +66,41 @@ pub(crate) async fn alter(
     };
     let reply = node.controller.propose(command, request.validate_only).await?;
     let Reply::Altered { partitions } = reply else { return Err(odd(&reply)) };
-    if !request.validate_only
-        && let Some(topic) = node.controller.image().topic_named(&name)
-    {
-        wait_open(node, topic.id, partitions).await?;
+    if !request.validate_only {
+        let has_all = |image: &ClusterImage| {
+            image.topic_named(&name).is_none_or(|topic| topic.partitions.len() >= partitions as usize)
+        };
+        wait_image(node, has_all).await;
+        if let Some(topic) = node.controller.image().topic_named(&name) {
+            wait_open(node, topic.id).await?;
+        }
     }
     Ok(AlterTopicReply { partitions })
 }
 
-async fn wait_open(node: &Node, topic: TopicId, partitions: u32) -> Result<(), ApiError> {
+/// Waits until this broker's image has a change that the controller has carried out. It comes by itself; if that takes
+/// long, whoever asked learns of it by the errors of what comes next.
+async fn wait_image(node: &Node, has: impl Fn(&ClusterImage) -> bool) {
+    let mut versions = node.controller.versions();
+    let waiting = async {
+        while !has(&node.controller.image()) {
+            if versions.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    let _later = tokio::time::timeout(IMAGE_WAIT_MAX, waiting).await;
+}
+
+/// Waits until this broker has opened those of the topic's partitions that it has. Other brokers open theirs meanwhile,
+/// and tell whoever is early to try again.
+async fn wait_open(node: &Node, topic: TopicId) -> Result<(), ApiError> {
     let exists = || node.controller.image().topic(topic).is_some();
-    node.partitions.wait_open(topic, partitions, exists).await
+    let image = node.controller.image();
+    let Some(topic) = image.topic(topic) else { return Ok(()) };
+    let here = topic.partition_ids().zip(&topic.partitions);
+    let here = here.filter(|(_, partition)| partition.is_replica(node.node_id)).map(|(id, _)| id);
+    node.partitions.wait_open(here, exists).await
 }
 
 /// Returns when the topic is gone and its files are in the trash.
@@ -145,7 +174,8 @@ fn description(node: &Node, topic: &Topic, summary: bool) -> TopicDescription {
 }
 
 fn partition_description(node: &Node, topic: &Topic, partition: TopicPartition) -> PartitionDescription {
-    let info = Some(partition_info(node, topic, partition.partition.get()));
+    let id = partition.partition;
+    let info = topic.partition(id).map(|state| partition_info(id.get(), state));
     let status = match node.partitions.find(partition) {
         Ok(handle) => handle.status(),
         Err(error) => {

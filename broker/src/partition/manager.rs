@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use highwater_broker_core::controller::image::{ClusterImage, Topic};
 use highwater_protocol::error_code::ErrorCode;
-use highwater_protocol::ids::{LeaderEpoch, PartitionId, TopicId, TopicPartition};
+use highwater_protocol::ids::{LeaderEpoch, TopicId, TopicPartition};
 use parking_lot::RwLock;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
@@ -66,17 +66,15 @@ impl Partitions {
         }
     }
 
-    /// Waits until every partition of the topic is open, or has failed to, or the topic does not exist any more.
+    /// Waits until each of these partitions of a topic is open, or has failed to, or the topic does not exist any more.
     pub(crate) async fn wait_open(
         &self,
-        topic: TopicId,
-        count: u32,
+        partitions: impl Iterator<Item = TopicPartition>,
         exists: impl Fn() -> bool,
     ) -> Result<(), ApiError> {
         let mut changes = self.changes.subscribe();
         // An open partition stays open as far as this is concerned, so that none is looked at again.
-        let mut partitions =
-            (0..count).map(|partition| TopicPartition::new(topic, PartitionId(partition))).peekable();
+        let mut partitions = partitions.peekable();
         while let Some(partition) = partitions.peek() {
             match self.slots.read().get(partition) {
                 Some(Slot::Open(_)) => {
@@ -164,8 +162,7 @@ impl Manager {
         self.follow(&image);
         let mut all_open = true;
         for topic in image.topics() {
-            let count = topic.partitions.len() as u32;
-            all_open &= self.partitions.wait_open(topic.id, count, || true).await.is_ok();
+            all_open &= self.partitions.wait_open(topic.partition_ids(), || true).await.is_ok();
         }
         all_open
     }

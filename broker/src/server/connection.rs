@@ -144,6 +144,7 @@ where
                     }
                 }
                 () = self.outbox.wait() => {}
+                () = self.session.watch.changed() => {}
                 () = timer.wait(Some(deadline), move || clock.mono()) => self.session.feeds.tick(),
                 () = draining.cancelled(), if !draining.is_cancelled() => {}
             }
@@ -156,6 +157,7 @@ where
         self.session.feeds.pump(&mut self.output);
         // Pumping may have ended or asked something.
         self.collect();
+        self.session.watch.pump(&self.node, &mut self.output);
         let raised = self.node.budget.lock().top_up(&mut self.session.window);
         if let (Some(limit), true) = (raised, self.session.is_ready()) {
             send(&mut self.output, ApiKey::PRODUCE_CREDIT, &ProduceCredit { limit }, Vec::new());
@@ -217,7 +219,10 @@ where
                 return Ok(());
             };
             self.more = true;
-            let is_long = matches!(frame.header.api, ApiKey::METADATA | ApiKey::DESCRIBE_TOPICS);
+            let is_long = matches!(
+                frame.header.api,
+                ApiKey::METADATA | ApiKey::DESCRIBE_TOPICS | ApiKey::DESCRIBE_CLUSTER
+            );
             self.session.take(frame)?;
             if self.session.is_ready() {
                 self.splitter = Splitter::default();

@@ -11,15 +11,17 @@ use highwater_protocol::frame::{FLAG_ONE_WAY, FLAG_REPLY, Frame};
 use highwater_protocol::ids::{BrokerEpoch, ClusterId, CorrelationId, SubscriptionId};
 use highwater_protocol::limits::{AUTHENTICATION_ROUNDS_MAX, FRAME_BYTES_MAX, NAME_BYTES_MAX};
 use highwater_protocol::messages::{
-    AlterTopicRequest, AuthenticateRequest, BootstrapRequest, CreateTopicRequest, Credit, DeleteTopicRequest,
-    DescribeTopicsRequest, HandshakeReply, HandshakeRequest, HeartbeatRequest, InitProducerRequest,
-    ListOffsetsRequest, MetadataRequest, PingReply, PingRequest, ProduceRequest, ProposeRequest, RaftRequest,
-    ReadRequest, RegisterBrokerRequest, ReplicaAck, SubscribeRequest, UnsubscribeReply, UnsubscribeRequest,
+    AlterClusterRequest, AlterTopicRequest, AuthenticateRequest, BootstrapRequest, CreateTopicRequest,
+    Credit, DeleteTopicRequest, DescribeClusterRequest, DescribeTopicsRequest, HandshakeReply,
+    HandshakeRequest, HeartbeatRequest, InitProducerRequest, ListOffsetsRequest, MetadataRequest, PingReply,
+    PingRequest, ProduceRequest, ProposeRequest, RaftRequest, ReadRequest, RegisterBrokerRequest, ReplicaAck,
+    SubscribeRequest, UnsubscribeReply, UnsubscribeRequest,
 };
 use tracing::debug;
 
 use super::Node;
 use super::lanes::Lanes;
+use super::metadata_watch::MetadataWatch;
 use super::outbox::Outbox;
 use super::principal::Principal;
 use super::subscriptions::Feeds;
@@ -36,6 +38,7 @@ pub(crate) struct Session {
     stage: Stage,
     lanes: Lanes,
     pub(crate) feeds: Feeds,
+    pub(crate) watch: MetadataWatch,
     pub(crate) window: Window,
     /// Requests that are not answered, or whose answers are not written yet.
     pub(crate) in_flight: u32,
@@ -59,6 +62,7 @@ impl Session {
             outbox,
             stage: Stage::Handshake,
             lanes: Lanes::default(),
+            watch: MetadataWatch::default(),
             window,
             in_flight: 0,
             authentication_rounds: 0,
@@ -142,10 +146,11 @@ impl Session {
                     self.outbox.reply::<UnsubscribeRequest>(correlation_id, &UnsubscribeReply {});
                 })
             }
-            ApiKey::METADATA => {
-                let request: MetadataRequest = decode(frame)?;
-                api::metadata::handle(&self.node, &principal, &request)
-                    .map(|reply| self.outbox.reply::<MetadataRequest>(correlation_id, &reply))
+            ApiKey::METADATA => self.metadata(&principal, correlation_id, decode(frame)?),
+            ApiKey::DESCRIBE_CLUSTER => {
+                let _all: DescribeClusterRequest = decode(frame)?;
+                api::cluster::describe(&self.node, &principal)
+                    .map(|reply| self.outbox.reply::<DescribeClusterRequest>(correlation_id, &reply))
             }
             ApiKey::DESCRIBE_TOPICS => {
                 let request: DescribeTopicsRequest = decode(frame)?;
@@ -155,6 +160,7 @@ impl Session {
             ApiKey::CREATE_TOPIC
             | ApiKey::ALTER_TOPIC
             | ApiKey::DELETE_TOPIC
+            | ApiKey::ALTER_CLUSTER
             | ApiKey::LIST_OFFSETS
             | ApiKey::INIT_PRODUCER => self.serve_later(principal, frame)?,
             ApiKey::READ => self.read(frame, principal)?,
@@ -196,6 +202,10 @@ impl Session {
             ApiKey::INIT_PRODUCER => self
                 .later::<InitProducerRequest, _>(frame, |node, request| async move {
                     api::init_producer::handle(&node, &principal, request).await
+                }),
+            ApiKey::ALTER_CLUSTER => self
+                .later::<AlterClusterRequest, _>(frame, |node, request| async move {
+                    api::cluster::alter(&node, &principal, request).await
                 }),
             _ => self.later::<ListOffsetsRequest, _>(frame, |node, request| async move {
                 api::list_offsets::handle(&node, &principal, request).await
@@ -311,6 +321,20 @@ impl Session {
             "authentication is not needed: this broker offers no methods, '{}' neither; requests are served as they are",
             request.method
         ))))
+    }
+
+    fn metadata(
+        &mut self,
+        principal: &Principal,
+        correlation_id: CorrelationId,
+        request: MetadataRequest,
+    ) -> Result<(), ApiError> {
+        let (reply, image) = api::metadata::handle(&self.node, principal, &request)?;
+        self.outbox.reply::<MetadataRequest>(correlation_id, &reply);
+        if request.watch {
+            self.watch.start(&self.node, request, image);
+        }
+        Ok(())
     }
 
     fn subscribe(

@@ -4,6 +4,7 @@ pub(crate) mod connection;
 pub(crate) mod dispatch;
 pub(crate) mod lanes;
 pub(crate) mod listener;
+pub(crate) mod metadata_watch;
 pub(crate) mod outbox;
 pub(crate) mod output;
 pub(crate) mod principal;
