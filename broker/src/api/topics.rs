@@ -96,11 +96,14 @@ async fn wait_image(node: &Node, has: impl Fn(&ClusterImage) -> bool) {
 /// and tell whoever is early to try again.
 async fn wait_open(node: &Node, topic: TopicId) -> Result<(), ApiError> {
     let exists = || node.controller.image().topic(topic).is_some();
+    node.partitions.wait_open(partitions_here(node, topic).into_iter(), exists).await
+}
+
+fn partitions_here(node: &Node, topic: TopicId) -> Vec<TopicPartition> {
     let image = node.controller.image();
-    let Some(topic) = image.topic(topic) else { return Ok(()) };
-    let here = topic.partition_ids().zip(&topic.partitions);
-    let here = here.filter(|(_, partition)| partition.is_replica(node.node_id)).map(|(id, _)| id);
-    node.partitions.wait_open(here, exists).await
+    let Some(topic) = image.topic(topic) else { return Vec::new() };
+    let all = topic.partition_ids().zip(&topic.partitions);
+    all.filter(|(_, partition)| partition.is_replica(node.node_id)).map(|(id, _)| id).collect()
 }
 
 /// Returns when the topic is gone and its files are in the trash.

@@ -1,2 +1,4 @@
+mod cluster;
+mod histories;
 mod sets;
 mod topics;
