@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use highwater_broker_core::controller::command::{Command, Refusal, Reply};
-use highwater_broker_core::controller::image::{Broker, ClusterImage};
+use highwater_broker_core::controller::image::{Broker, BrokerState, ClusterImage};
 use highwater_broker_core::controller::reassignment::{Plan, plan_drain, plan_leaders, plan_rebalance};
 use highwater_protocol::error_code::ErrorCode;
 use highwater_protocol::ids::{NodeId, PartitionId, TopicPartition};
@@ -171,11 +171,13 @@ async fn drain(node: &Node, target: NodeId, dry_run: bool) -> Result<AlterCluste
 }
 
 async fn remove(node: &Node, target: NodeId, dry_run: bool) -> Result<AlterClusterReply, ApiError> {
-    if node.controller.voters().contains(&target) {
+    let (image, voters) = (node.controller.image(), node.controller.voters());
+    let heir = |broker: &Broker| broker.state == BrokerState::Active && !voters.contains(&broker.node_id);
+    if voters.contains(&target) && !image.brokers().any(|broker| heir(broker)) {
         return Err(ApiError::new(
             ErrorCode::Conflict,
             format!(
-                "broker {target} votes on metadata and stays a member: only brokers that joined later can be removed"
+                "broker {target} votes on metadata, and no other can take its place: let another broker join first"
             ),
         ));
     }
