@@ -120,7 +120,7 @@ impl Broker {
             stop: stop.clone(),
         };
         let drained = CancellationToken::new();
-        background.spawn(coming.run(data.manager, told, drained.clone()));
+        background.spawn(coming.run(data.manager, Arc::clone(&data.partitions), told, drained.clone()));
         undo.disarm();
         undo_http.disarm();
         Ok(Self {

@@ -9,6 +9,7 @@ mod io_thread;
 pub mod observe;
 mod partition;
 mod port_file;
+mod replication;
 mod run;
 mod server;
 mod startup;

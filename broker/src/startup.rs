@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use highwater_broker_core::controller::image::Defaults;
 use highwater_broker_core::quota::Budget;
-use highwater_protocol::ids::{DirectoryId, LeaderEpoch};
+use highwater_protocol::ids::DirectoryId;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -22,7 +22,7 @@ use crate::observe::health::Health;
 use crate::observe::metrics::Metrics;
 use crate::observe::topics::TopicMetrics;
 use crate::partition::manager::{Manager, Partitions};
-use crate::partition::services::{Services, start_epoch};
+use crate::partition::services::Services;
 use crate::port_file;
 use crate::server::listener::{Listener, bind};
 use crate::server::{Limits, Node, NodeParts};
@@ -98,7 +98,6 @@ pub enum ShutdownError {
 /// What is on the disk when a broker starts.
 pub(crate) struct State {
     pub(crate) store: Arc<Store>,
-    epoch: LeaderEpoch,
 }
 
 /// Opens the data directory, or formats it.
@@ -131,8 +130,7 @@ fn read_state(
     for stranger in &report.strangers {
         warn!(name = stranger, "something in the data directory is none of ours; it is left alone");
     }
-    let epoch = start_epoch(&store).map_err(failed)?;
-    Ok(State { store, epoch })
+    Ok(State { store })
 }
 
 /// Where others reach this broker: as it is told, as the list of voters has it, or where it listens.
@@ -211,12 +209,11 @@ pub(crate) fn data(
         state.store,
         Arc::clone(metrics),
         controller.clone(),
-        state.epoch,
         stop.clone(),
     ));
     let partitions = Arc::new(Partitions::default());
     metrics.register_collector(TopicMetrics::new(Arc::clone(&partitions)));
-    let manager = Manager::new(Arc::clone(&services), Arc::clone(&partitions), state.epoch);
+    let manager = Manager::new(Arc::clone(&services), Arc::clone(&partitions));
     Data { services, partitions, manager }
 }
 
@@ -269,6 +266,7 @@ impl Coming {
     pub(crate) async fn run(
         self,
         mut manager: Manager,
+        partitions: Arc<Partitions>,
         told: watch::Sender<Option<Result<(), String>>>,
         drained: CancellationToken,
     ) {
@@ -283,7 +281,7 @@ impl Coming {
         }
         let serving = tokio::spawn(manager.run(stop.clone(), drained));
         self.controller.set_ready();
-        if stop.run_until_cancelled(self.controller.wait_active()).await.is_some() {
+        if stop.run_until_cancelled(self.wait_serving(&partitions)).await.is_some() {
             told.send_replace(Some(self.announce()));
         }
         if let Err(error) = serving.await {
@@ -295,6 +293,12 @@ impl Coming {
         let mut registration = self.controller.registration();
         // The handle keeps the sender.
         let _registered = registration.wait_for(Option::is_some).await;
+    }
+
+    /// Waits until this broker is active, and whatever it leads then is led.
+    async fn wait_serving(&self, partitions: &Partitions) {
+        self.controller.wait_active().await;
+        partitions.wait_followed(self.controller.image().version).await;
     }
 
     fn announce(&self) -> Result<(), String> {

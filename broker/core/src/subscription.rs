@@ -144,6 +144,18 @@ impl Subscriptions {
         id.get() >= self.next_id_min && id.get() < u64::MAX
     }
 
+    /// Notes that this id was asked for, so that it is not used again.
+    pub fn reserve(&mut self, id: SubscriptionId) {
+        self.next_id_min = self.next_id_min.max(id.get().saturating_add(1));
+    }
+
+    /// A request was refused: its id may be used after all, if no greater one was asked for meanwhile.
+    pub fn release(&mut self, id: SubscriptionId) {
+        if self.next_id_min == id.get().saturating_add(1) {
+            self.next_id_min = id.get();
+        }
+    }
+
     /// How many are live.
     #[must_use]
     pub fn count(&self) -> usize {
@@ -167,7 +179,7 @@ impl Subscriptions {
     pub fn step(&mut self, now: Mono, input: Input, out: &mut Vec<Output>) {
         match input {
             Input::Opened { id, offset, high_watermark, credit } => {
-                self.next_id_min = id.get().saturating_add(1);
+                self.reserve(id);
                 let subscription = Subscription {
                     next: offset,
                     credit,

@@ -1,6 +1,5 @@
 //! `ListOffsets`: finding offsets by position and by time.
 
-use highwater_protocol::error_code::ErrorCode;
 use highwater_protocol::messages::{
     ListOffsetsReply, ListOffsetsRequest, OffsetQuery, OffsetResult, Position,
 };
@@ -33,12 +32,7 @@ async fn find(node: &Node, query: &OffsetQuery) -> Result<OffsetResult, ApiError
     let position = Position::try_from(query.position)
         .map_err(|_| ApiError::invalid(format!("{} is not a value of position", query.position)))?;
     let status = handle.status();
-    if !status.is_ready {
-        return Err(ApiError::new(
-            ErrorCode::LeaderNotReady,
-            format!("the leader of {} is not ready yet", handle.partition()),
-        ));
-    }
+    status.check_serves(handle.partition())?;
     let at = |offset: u64| OffsetResult {
         offset,
         timestamp_ms: -1,

@@ -8,6 +8,7 @@ pub(crate) mod produce;
 pub(crate) mod raft;
 pub(crate) mod read;
 pub(crate) mod registration;
+pub(crate) mod replica;
 pub(crate) mod subscribe;
 pub(crate) mod topics;
 

@@ -5,13 +5,14 @@ use std::time::Duration;
 use highwater_broker_core::controller::command::{Command, Reply};
 use highwater_broker_core::controller::image::{ClusterImage, Topic};
 use highwater_broker_core::controller::topic_config::TopicConfig;
+use highwater_broker_core::replica::ReplicaProgress;
 use highwater_protocol::error_code::ErrorCode;
 use highwater_protocol::ids::{TopicId, TopicPartition};
 use highwater_protocol::limits::PARTITIONS_MAX;
 use highwater_protocol::messages::{
     AlterTopicReply, AlterTopicRequest, ConfigEntry, ConfigSource, CorruptRange, CreateTopicReply,
     CreateTopicRequest, DeleteTopicReply, DeleteTopicRequest, DescribeTopicsReply, DescribeTopicsRequest,
-    PartitionDescription, TopicDescription,
+    PartitionDescription, ReplicaDescription, TopicDescription,
 };
 
 use super::metadata::partition_info;
@@ -207,7 +208,17 @@ fn partition_description(node: &Node, topic: &Topic, partition: TopicPartition) 
             .iter()
             .map(|(start, end)| CorruptRange { start: start.get(), end: end.get() })
             .collect(),
-        replicas: Vec::new(),
+        replicas: status.replicas.iter().map(replica_description).collect(),
+    }
+}
+
+fn replica_description(replica: &ReplicaProgress) -> ReplicaDescription {
+    ReplicaDescription {
+        node_id: replica.node.get(),
+        log_end: replica.ends.log_end.get(),
+        flushed_end: replica.ends.flushed_end.get(),
+        in_sync: replica.in_sync,
+        connected: replica.connected,
     }
 }
 

@@ -58,6 +58,10 @@ pub struct Metrics {
     pub appended_bytes: Counter,
     /// Vectored writes that appended them.
     pub append_writes: Counter,
+    /// Batches appended that a leader pushed.
+    pub fetched_batches: Counter,
+    /// Bytes of those.
+    pub fetched_bytes: Counter,
     /// Bytes of batches pushed to subscribers.
     pub pushed_bytes: Counter,
     /// Reads that were served at once, from memory.
@@ -70,6 +74,10 @@ pub struct Metrics {
     pub flush_seconds: Histogram,
     /// Partitions that are open.
     pub partitions: Gauge,
+    /// Partitions that this broker leads.
+    pub partitions_led: Gauge,
+    /// Sessions of followers with partitions that this broker leads.
+    pub follower_sessions: Gauge,
     /// Partitions that do not serve because a flush failed.
     pub partitions_suspect: Gauge,
     /// Ranges of offsets that cannot be read because their bytes are corrupt.
@@ -104,6 +112,8 @@ impl Metrics {
             appended_batches: Counter::default(),
             appended_bytes: Counter::default(),
             append_writes: Counter::default(),
+            fetched_batches: Counter::default(),
+            fetched_bytes: Counter::default(),
             pushed_bytes: Counter::default(),
             reads_hot: Counter::default(),
             reads_cold: Counter::default(),
@@ -111,6 +121,8 @@ impl Metrics {
             // 50 µs to 26 s.
             flush_seconds: Histogram::new(exponential_buckets(50e-6, 2.0, 20)),
             partitions: Gauge::default(),
+            partitions_led: Gauge::default(),
+            follower_sessions: Gauge::default(),
             partitions_suspect: Gauge::default(),
             corrupt_ranges: Gauge::default(),
             read_only: Gauge::default(),
@@ -143,6 +155,12 @@ impl Metrics {
             "bytes of batches pushed to subscribers",
             self.pushed_bytes.clone(),
         );
+        registry.register(
+            "fetched_batches",
+            "batches appended that a leader pushed",
+            self.fetched_batches.clone(),
+        );
+        registry.register("fetched", "bytes of batches that a leader pushed", self.fetched_bytes.clone());
         registry.register("reads_hot", "reads served from memory at once", self.reads_hot.clone());
         registry.register("reads_cold", "reads that went to an I/O thread", self.reads_cold.clone());
         registry.register("flush_failures", "flushes that failed", self.flush_failures.clone());
@@ -153,6 +171,12 @@ impl Metrics {
             self.flush_seconds.clone(),
         );
         registry.register("partitions", "partitions that are open", self.partitions.clone());
+        registry.register("partitions_led", "partitions that this broker leads", self.partitions_led.clone());
+        registry.register(
+            "follower_sessions",
+            "sessions of followers with partitions that this broker leads",
+            self.follower_sessions.clone(),
+        );
         registry.register(
             "partitions_suspect",
             "partitions that do not serve because a flush failed",

@@ -12,7 +12,9 @@ use highwater_protocol::ids::{Offset, ProducerId};
 use highwater_protocol::messages::{Acks, ProduceResult, Stage};
 use tracing::{error, warn};
 
-use super::handle::{Lane, Produce};
+use super::handle::Lane;
+use super::mailbox::Produce;
+use super::status::not_leader;
 use super::waiters::Waiter;
 use super::worker::Worker;
 use crate::api::ApiError;
@@ -142,6 +144,7 @@ impl Worker {
             base_offset: stamp.base_offset,
             append_time: stamp.append_time,
             deadline: produce.deadline,
+            is_idempotent: header.producer.producer_id != ProducerId::NONE,
             ticket: produce.ticket,
         };
         let lane = is_numbered.then(|| {
@@ -152,13 +155,8 @@ impl Worker {
     }
 
     fn may_append(&self) -> Result<(), ApiError> {
-        if self.replica.role() != Role::Leader {
-            let partition = self.shared.partition;
-            let text = match self.replica.leader() {
-                Some(leader) => format!("partition {partition} is led by broker {leader}"),
-                None => format!("partition {partition} has no leader at the moment"),
-            };
-            return Err(ApiError::new(ErrorCode::NotLeader, text));
+        if self.replica.role() != Role::Leader && self.replica.health() == Health::Online {
+            return Err(not_leader(self.shared.partition, self.replica.leader()));
         }
         if self.replica.health() != Health::Online {
             return Err(ApiError::new(
@@ -230,6 +228,7 @@ impl Writing {
             base_offset: first.base_offset,
             append_time: first.append_time,
             deadline: produce.deadline,
+            is_idempotent: true,
             ticket: produce.ticket,
         };
         Self { acks: produce.acks, lane: None, waiter }

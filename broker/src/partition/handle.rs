@@ -1,8 +1,8 @@
 //! How the rest of the broker talks to a partition: a cheap handle on its mailbox and on what it last told about itself.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use highwater_broker_core::controller::topic_config::TopicConfig;
@@ -10,22 +10,19 @@ use highwater_broker_core::durability::Durability;
 use highwater_broker_core::time::{Mono, Wall};
 use highwater_protocol::batch::BatchHeader;
 use highwater_protocol::error_code::ErrorCode;
-use highwater_protocol::ids::{LeaderEpoch, NodeId, Offset, SubscriptionId, TopicPartition};
+use highwater_protocol::ids::{LeaderEpoch, Offset, SubscriptionId, TopicPartition};
 use highwater_protocol::messages::{Acks, Ended, Isolation};
-use parking_lot::Mutex;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 
+use super::mailbox::{Assigned, Command, LogStart, Produce, RawRead, Shared};
+use super::sessions::Subscribe;
+use super::status::Status;
 use super::ticket::Ticket;
 use crate::api::ApiError;
 use crate::server::outbox::{Outbox, SubscriptionEvent};
+use crate::storage::log::StampedBatch;
 use crate::storage::read_plan::ReadPlan;
-use crate::storage::sink::{FlushOutcome, FlushSink};
 use crate::storage::time_plan::TimePlan;
-
-/// Batches that may wait for a partition, and their bytes. The produce windows bound them as well, but a connection that
-/// ends gives its window back, and a partition whose log is being verified takes nothing for a while.
-const QUEUED_BATCHES_MAX: usize = 16 << 10;
-const QUEUED_BYTES_MAX: usize = 256 << 20;
 
 /// A partition that this broker serves.
 #[derive(Debug, Clone)]
@@ -33,62 +30,17 @@ pub(crate) struct PartitionHandle {
     pub(super) shared: Arc<Shared>,
 }
 
-/// What a partition's task and its handles share: a mailbox and latest-value cells, never the state itself.
-#[derive(Debug)]
-pub(super) struct Shared {
-    pub(super) partition: TopicPartition,
-    pub(super) topic: String,
-    pub(super) inbox: Mutex<Inbox>,
-    pub(super) flushed: Mutex<Option<FlushOutcome>>,
-    pub(super) status: Mutex<Status>,
-    pub(super) notify: Notify,
-    batch_bytes_max: AtomicU32,
-}
-
-#[derive(Debug, Default)]
-pub(super) struct Inbox {
-    commands: VecDeque<Command>,
-    batches: VecDeque<Produce>,
-    /// Bytes of `batches`.
-    batch_bytes: usize,
-    /// Why nothing is taken any more.
-    closed: Option<Closed>,
-}
-
 /// Why a partition takes nothing any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Closed {
     /// Its topic was deleted.
     Deleted,
+    /// Other brokers have it now.
+    Moved,
     /// The broker is shutting down.
     ShuttingDown,
     /// Its task has failed.
     Failed,
-}
-
-/// What a partition's task can be told.
-#[derive(Debug)]
-pub(super) enum Command {
-    Ask(Ask),
-    CancelAsk { connection: u64, id: SubscriptionId },
-    Read { from: Offset, bytes_max: usize, reply: oneshot::Sender<Result<Offer, ApiError>> },
-    PlanTime { timestamp_ms: i64, reply: oneshot::Sender<Result<TimePlan, ApiError>> },
-    Configure(Box<TopicConfig>, u32),
-    DurabilityRecorded(Durability),
-    Maintain(Wall),
-    Close { why: Closed, done: oneshot::Sender<()> },
-}
-
-/// A batch that was verified, on its way into the log.
-#[derive(Debug)]
-pub(super) struct Produce {
-    pub(super) batch: Bytes,
-    pub(super) header: BatchHeader,
-    pub(super) number: u64,
-    pub(super) lane: Arc<Lane>,
-    pub(super) acks: Acks,
-    pub(super) deadline: Mono,
-    pub(super) ticket: Ticket,
 }
 
 /// The order of one connection's batches in one partition: the number that is accepted next. Changed by the partition's
@@ -187,46 +139,6 @@ pub(crate) struct Offer {
     pub(crate) log_end: Offset,
 }
 
-/// What a partition last told about itself.
-#[derive(Debug, Clone)]
-pub(crate) struct Status {
-    pub(crate) leader_epoch: LeaderEpoch,
-    pub(crate) log_start: Offset,
-    pub(crate) log_end: Offset,
-    pub(crate) flushed_end: Offset,
-    pub(crate) high_watermark: Offset,
-    pub(crate) bytes: u64,
-    pub(crate) segments: u32,
-    pub(crate) durability: Durability,
-    pub(crate) in_sync: Vec<u32>,
-    /// `online`, `suspect`, `offline` or `read_only`.
-    pub(crate) state: &'static str,
-    /// Whether requests that need the end can be answered.
-    pub(crate) is_ready: bool,
-    /// Ranges that cannot be read.
-    pub(crate) corrupt: Vec<(Offset, Offset)>,
-}
-
-impl Status {
-    /// What is told before the log is open.
-    pub(super) fn opening(epoch: LeaderEpoch, node: NodeId, durability: Durability) -> Self {
-        Self {
-            leader_epoch: epoch,
-            log_start: Offset::ZERO,
-            log_end: Offset::ZERO,
-            flushed_end: Offset::ZERO,
-            high_watermark: Offset::ZERO,
-            bytes: 0,
-            segments: 0,
-            durability,
-            in_sync: vec![node.get()],
-            state: "offline",
-            is_ready: false,
-            corrupt: Vec::new(),
-        }
-    }
-}
-
 impl Closed {
     /// What whoever asks is told.
     pub(crate) fn error(self, partition: TopicPartition) -> ApiError {
@@ -235,108 +147,16 @@ impl Closed {
                 ErrorCode::UnknownTopic,
                 format!("the topic of partition {partition} was deleted"),
             ),
+            Self::Moved => ApiError::new(
+                ErrorCode::NotLeader,
+                format!("partition {partition} was moved to other brokers"),
+            ),
             Self::ShuttingDown => ApiError::new(ErrorCode::ShuttingDown, "the broker is shutting down"),
             Self::Failed => ApiError::new(
                 ErrorCode::StorageError,
                 format!("partition {partition} is out of service until the broker is restarted; see its log"),
             ),
         }
-    }
-}
-
-impl Shared {
-    pub(super) fn new(
-        partition: TopicPartition,
-        topic: String,
-        batch_bytes_max: u32,
-        status: Status,
-    ) -> Self {
-        Self {
-            partition,
-            topic,
-            inbox: Mutex::default(),
-            flushed: Mutex::new(None),
-            status: Mutex::new(status),
-            notify: Notify::new(),
-            batch_bytes_max: AtomicU32::new(batch_bytes_max),
-        }
-    }
-
-    /// Takes what has queued up, into `batches` and `commands`, which must be empty.
-    pub(super) fn take(&self, batches: &mut VecDeque<Produce>, commands: &mut VecDeque<Command>) {
-        let mut inbox = self.inbox.lock();
-        std::mem::swap(&mut inbox.batches, batches);
-        inbox.batch_bytes = 0;
-        std::mem::swap(&mut inbox.commands, commands);
-    }
-
-    /// Takes nothing any more.
-    pub(super) fn close(&self, why: Closed) {
-        self.inbox.lock().closed = Some(why);
-    }
-
-    /// Ends what nobody works at any more, if it was not closed; true then.
-    pub(super) fn fail(&self) -> bool {
-        let mut inbox = self.inbox.lock();
-        if inbox.closed.is_some() {
-            return false;
-        }
-        inbox.closed = Some(Closed::Failed);
-        let (batches, commands) = (std::mem::take(&mut inbox.batches), std::mem::take(&mut inbox.commands));
-        drop(inbox);
-        let mut status = self.status.lock();
-        status.state = "offline";
-        status.is_ready = false;
-        drop(status);
-        let error = Closed::Failed.error(self.partition);
-        for produce in batches {
-            produce.ticket.refuse(error.code, error.message.clone());
-        }
-        for command in commands {
-            if let Command::Ask(ask) = command {
-                ask.refuse(&error);
-            }
-        }
-        true
-    }
-
-    pub(super) fn set_batch_bytes_max(&self, bytes: u32) {
-        self.batch_bytes_max.store(bytes, Ordering::Relaxed);
-    }
-
-    fn push(&self, command: Command) -> Result<(), (Closed, Command)> {
-        let mut inbox = self.inbox.lock();
-        if let Some(why) = inbox.closed {
-            return Err((why, command));
-        }
-        inbox.commands.push_back(command);
-        drop(inbox);
-        self.notify.notify_one();
-        Ok(())
-    }
-}
-
-impl FlushSink for Shared {
-    fn flush_done(&self, outcome: FlushOutcome) {
-        let mut cell = self.flushed.lock();
-        // Rounds may overlap and finish in any order; a failure must not be covered by a success. What is about a log
-        // that was truncated since says nothing, and must cover nothing.
-        let replaces = match (&*cell, &outcome) {
-            (None, _) => true,
-            (Some(before), after) if before.log_generation() != after.log_generation() => {
-                after.log_generation() > before.log_generation()
-            }
-            (Some(FlushOutcome::Failed { .. }), _) => false,
-            (Some(_), FlushOutcome::Failed { .. }) => true,
-            (Some(FlushOutcome::Flushed { upto, .. }), FlushOutcome::Flushed { upto: new_upto, .. }) => {
-                new_upto > upto
-            }
-        };
-        if replaces {
-            *cell = Some(outcome);
-        }
-        drop(cell);
-        self.notify.notify_one();
     }
 }
 
@@ -358,7 +178,7 @@ impl PartitionHandle {
 
     /// Why it takes nothing any more, if so.
     pub(crate) fn closed(&self) -> Option<Closed> {
-        self.shared.inbox.lock().closed
+        self.shared.closed()
     }
 
     /// Verifies a batch and leaves it for the partition, which answers `ticket` when what `acks` asks for has happened.
@@ -372,7 +192,7 @@ impl PartitionHandle {
         deadline: Mono,
         ticket: Ticket,
     ) {
-        let limit = self.shared.batch_bytes_max.load(Ordering::Relaxed);
+        let limit = self.shared.batch_bytes_max();
         if batch.len() > limit as usize {
             let text = format!(
                 "a batch of {} bytes is larger than the {limit} that topic '{}' allows (batch_bytes_max)",
@@ -385,26 +205,17 @@ impl PartitionHandle {
             Ok(header) => header,
             Err(error) => return ticket.refuse(error.code(), error.to_string()),
         };
-        let produce = Produce { batch, header, number, lane: Arc::clone(lane), acks, deadline, ticket };
-        let mut inbox = self.shared.inbox.lock();
-        let refusal = match inbox.closed {
-            Some(why) => Some(why.error(self.shared.partition)),
-            None if inbox.batches.len() >= QUEUED_BATCHES_MAX || inbox.batch_bytes >= QUEUED_BYTES_MAX => {
-                let (count, bytes) = (inbox.batches.len(), inbox.batch_bytes);
-                let text =
-                    format!("{count} batches of {bytes} bytes wait for partition {}", self.shared.partition);
-                Some(ApiError::new(ErrorCode::Busy, text))
-            }
-            None => None,
-        };
-        if let Some(refusal) = refusal {
-            drop(inbox);
-            return produce.ticket.refuse(refusal.code, refusal.message);
+        let lane = Arc::clone(lane);
+        self.shared.push_batch(Produce { batch, header, number, lane, acks, deadline, ticket });
+    }
+
+    /// Leaves a request to subscribe. The answer comes as an event of the connection's outbox.
+    pub(crate) fn subscribe(&self, subscribe: Subscribe) {
+        if let Err((why, Command::Subscribe(subscribe))) =
+            self.shared.push(Command::Subscribe(Box::new(subscribe)))
+        {
+            subscribe.refuse(why.error(self.shared.partition));
         }
-        inbox.batch_bytes += produce.batch.len();
-        inbox.batches.push_back(produce);
-        drop(inbox);
-        self.shared.notify.notify_one();
     }
 
     /// Leaves a subscription's question. The answer comes as an event of the connection's outbox.
@@ -428,9 +239,49 @@ impl PartitionHandle {
         self.call(|reply| Command::PlanTime { timestamp_ms, reply }).await?
     }
 
+    /// Plans a read of this replica's log, wherever it is led: up to `upto`, committed or not.
+    pub(crate) async fn read_replica(
+        &self,
+        from: Offset,
+        upto: Offset,
+        bytes_max: usize,
+    ) -> Result<RawRead, ApiError> {
+        self.call(|reply| Command::ReadReplica { from, upto, bytes_max, reply }).await?
+    }
+
+    /// Where the leader's log starts, for a follower that starts over.
+    pub(crate) async fn log_start(&self) -> Result<LogStart, ApiError> {
+        self.call(|reply| Command::LogStart { reply }).await?
+    }
+
     /// Gives the partition new settings.
-    pub(crate) fn configure(&self, config: TopicConfig, min_in_sync: u32) {
-        let _closed = self.shared.push(Command::Configure(Box::new(config), min_in_sync));
+    pub(crate) fn configure(&self, config: TopicConfig) {
+        let _closed = self.shared.push(Command::Configure(Box::new(config)));
+    }
+
+    /// Tells the partition what the image says about it. The latest value wins.
+    pub(crate) fn assign(&self, assigned: Assigned) {
+        self.shared.assign(assigned);
+    }
+
+    /// Waits until everything that the partition was told so far is taken in.
+    pub(crate) async fn settle(&self) {
+        let _closed = self.call(|done| Command::Settle { done }).await;
+    }
+
+    /// Tells the partition that the controller did not take a proposal.
+    pub(super) fn proposal_refused(&self, version: u64) {
+        let _closed = self.shared.push(Command::ProposalRefused { version });
+    }
+
+    /// Tells the partition where its leader's log starts.
+    pub(super) fn reset_at(&self, session: u64, start: Result<LogStart, ApiError>) {
+        let _closed = self.shared.push(Command::ResetAt { session, start });
+    }
+
+    /// Gives the partition what another replica has where this one has a hole.
+    pub(super) fn refilled(&self, range: (Offset, Offset), batches: Result<Vec<StampedBatch>, ApiError>) {
+        let _closed = self.shared.push(Command::Refilled { range, batches });
     }
 
     /// Tells the partition that this durability is recorded as holding.
@@ -458,18 +309,22 @@ impl PartitionHandle {
 
 #[cfg(test)]
 mod tests {
+    use highwater_broker_core::durability::Durability;
     use highwater_protocol::batch::BatchBuilder;
     use highwater_protocol::compression::Compression;
     use highwater_protocol::ids::{CorrelationId, PartitionId, TopicId};
 
+    use super::super::mailbox;
+    use super::super::status::Status;
     use super::super::ticket::tickets;
     use super::*;
     use crate::server::outbox::Contents;
+    use crate::storage::sink::{FlushOutcome, FlushSink};
 
     const PARTITION: TopicPartition = TopicPartition::new(TopicId(1), PartitionId(0));
 
     fn shared() -> Arc<Shared> {
-        let status = Status::opening(LeaderEpoch(1), NodeId(1), Durability::Fsync);
+        let status = Status::opening(Durability::Fsync);
         Arc::new(Shared::new(PARTITION, "queue".to_owned(), 16 << 20, status))
     }
 
@@ -494,9 +349,9 @@ mod tests {
         assert_eq!(answered(), 0);
         produce();
         assert_eq!(answered(), 1, "refused at once");
-        let (mut batches, mut commands) = (VecDeque::new(), VecDeque::new());
-        handle.shared.take(&mut batches, &mut commands);
-        assert_eq!(batches.len(), 32);
+        let mut contents = mailbox::Contents::default();
+        handle.shared.take(&mut contents);
+        assert_eq!(contents.batches.len(), 32);
         produce();
         assert_eq!(answered(), 0, "there is room again");
     }

@@ -4,14 +4,16 @@ use std::sync::Arc;
 
 use highwater_broker_core::controller::image::Topic;
 use highwater_broker_core::log::recovery::Verdict;
-use highwater_broker_core::replica::{Assignment, Input, Opened, Replica};
+use highwater_broker_core::replica::{Opened, Replica};
 use highwater_protocol::error_code::ErrorCode;
-use highwater_protocol::ids::{BrokerEpoch, LeaderEpoch, TopicPartition};
+use highwater_protocol::ids::TopicPartition;
 use tracing::{debug, error, info, warn};
 
-use super::handle::{Closed, PartitionHandle, Shared, Status};
-use super::manager::{Partitions, Slot};
+use super::handle::{Closed, PartitionHandle};
+use super::mailbox::Shared;
+use super::manager::{Partitions, Slot, remove};
 use super::services::Services;
+use super::status::Status;
 use super::worker::{Worker, log_config};
 use crate::api::ApiError;
 use crate::io_thread;
@@ -24,8 +26,6 @@ use crate::storage::sink::FlushSink;
 pub(super) struct Opener {
     pub(super) services: Arc<Services>,
     pub(super) partitions: Arc<Partitions>,
-    /// The epoch of this start.
-    pub(super) epoch: LeaderEpoch,
     /// It could not be opened before, which has been reported.
     pub(super) again: bool,
 }
@@ -36,7 +36,7 @@ impl Opener {
             Ok(handle) => {
                 self.services.metrics.partitions.inc();
                 self.partitions.set(partition, Some(Slot::Open(handle.clone())));
-                self.reconfigure(topic, &handle);
+                self.catch_up(topic, &handle);
             }
             Err(error) => {
                 if !self.again {
@@ -51,21 +51,21 @@ impl Opener {
     }
 
     /// The image may have changed while the log was being opened.
-    fn reconfigure(&self, opened: &Topic, handle: &PartitionHandle) {
+    fn catch_up(&self, opened: &Topic, handle: &PartitionHandle) {
         let image = self.services.controller.image();
-        match image.topic(opened.id) {
-            Some(now) if now.config != opened.config => {
-                handle.configure(now.config.clone(), now.config.min_in_sync_of(now.replication));
+        let partition = handle.partition();
+        let why = match image.topic(opened.id) {
+            Some(now) if self.services.is_here(now, partition) => {
+                if now.config != opened.config {
+                    handle.configure(now.config.clone());
+                }
+                return self.services.assign(handle, &image);
             }
-            Some(_) => {}
-            None => {
-                let (handle, partitions) = (handle.clone(), Arc::clone(&self.partitions));
-                self.services.tasks.spawn(async move {
-                    handle.close(Closed::Deleted).await;
-                    partitions.set(handle.partition(), None);
-                });
-            }
-        }
+            Some(_) => Closed::Moved,
+            None => Closed::Deleted,
+        };
+        let (services, partitions) = (Arc::clone(&self.services), Arc::clone(&self.partitions));
+        remove(services, partitions, partition, Some(handle.clone()), why);
     }
 
     async fn open_log(&self, topic: &Topic, partition: TopicPartition) -> Result<PartitionHandle, ApiError> {
@@ -73,7 +73,7 @@ impl Opener {
             .partition(partition.partition)
             .map_or(topic.config.durability, |partition| partition.durability_effective);
         let wanted = topic.config.durability;
-        let status = Status::opening(self.epoch, self.services.node_id, effective);
+        let status = Status::opening(effective);
         let shared =
             Arc::new(Shared::new(partition, topic.name.clone(), topic.config.batch_bytes_max, status));
         let config = log_config(&topic.config, wanted.stricter(effective));
@@ -85,50 +85,27 @@ impl Opener {
         .ok_or_else(io_thread_ended)?;
         let (log, report) = opened.map_err(|error| not_opened(partition, &error))?;
         report_recovery(topic, partition, &report, &self.services.metrics);
-        let epoch = self.epoch_above(partition, log.last_epoch()).await?;
-        let opened = Opened {
+        let replica = Replica::open(Opened {
             node: self.services.node_id,
             log_start: log.log_start(),
             log_end: log.log_end(),
             flushed_end: log.flushed_end(),
-            high_watermark: log.log_start(),
+            high_watermark: log.durable_end().max(log.log_start()),
             log_generation: log.log_generation(),
             append_time: log.last_append_time(),
             epochs: log.epochs().to_vec(),
             durability_wanted: wanted,
             durability_effective: effective,
-        };
-        let mut outputs = Vec::new();
-        let mut replica = Replica::open(opened);
-        let (node, own_epoch) = (self.services.node_id, BrokerEpoch(0));
-        let mut assignment = Assignment::alone(node, own_epoch, epoch, effective, wanted);
-        assignment.min_in_sync = topic.config.min_in_sync_of(topic.replication);
-        let now = self.services.clock.mono();
-        replica.step(now, Input::Assigned { assignment, own_epoch }, &mut outputs);
+        });
         let services = Arc::clone(&self.services);
         let mut worker = Worker::new(Arc::clone(&shared), services, log, replica, topic.config.clone());
         // Whoever finds the handle finds it ready: the task may not run for a while.
-        worker.publish();
-        self.services.tasks.spawn(Box::new(worker).run(outputs));
-        Ok(PartitionHandle { shared })
-    }
-
-    /// This start's epoch, or, when the log has a higher one (it came from another directory), one above that.
-    async fn epoch_above(
-        &self,
-        partition: TopicPartition,
-        last: Option<LeaderEpoch>,
-    ) -> Result<LeaderEpoch, ApiError> {
-        match last {
-            Some(last) if last >= self.epoch => {
-                let services = Arc::clone(&self.services);
-                io_thread::run(&*self.services.file_system, move || services.next_epoch(last))
-                    .await
-                    .ok_or_else(io_thread_ended)?
-                    .map_err(|error| not_opened(partition, &error))
-            }
-            _ => Ok(self.epoch),
+        if let Some(assigned) = self.services.assigned(partition, &self.services.controller.image()) {
+            worker.assigned(self.services.clock.mono(), assigned);
         }
+        worker.publish();
+        self.services.tasks.spawn(Box::new(worker).run());
+        Ok(PartitionHandle { shared })
     }
 }
 

@@ -1,18 +1,26 @@
 //! Reads, planned by the owner of the log and carried out by whoever asked.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use highwater_broker_core::replica::Role;
+use highwater_broker_core::time::Mono;
 use highwater_protocol::error_code::ErrorCode;
-use highwater_protocol::ids::Offset;
+use highwater_protocol::ids::{NodeId, Offset};
 use highwater_protocol::messages::{CorruptRange, Ended, Isolation};
 use tracing::warn;
 
-use super::handle::{Ask, Closed, Offer};
+use super::handle::{Ask, Offer};
+use super::mailbox::RawRead;
+use super::status::{not_leader, not_ready};
 use super::worker::Worker;
 use crate::api::ApiError;
 use crate::server::outbox::{Outbox, SubscriptionEvent};
 use crate::storage::error::ReadError;
 use crate::storage::time_plan::TimePlan;
+
+/// How much later than it moved followers are told of a watermark, when no batch goes to them meanwhile.
+const WATERMARK_PAUSE: Duration = Duration::from_millis(20);
 
 impl Worker {
     /// Answers a subscription's question, or keeps it until there is an answer.
@@ -24,17 +32,24 @@ impl Worker {
     }
 
     /// Answers every question that can be answered by now.
-    pub(super) fn offer_to_parked(&mut self) {
+    pub(super) fn offer_to_parked(&mut self, now: Mono) {
         if self.parked.asks.is_empty() {
+            self.watermark_at = None;
             return;
         }
-        let answerable: Vec<_> = self
-            .parked
-            .asks
-            .iter()
-            .filter(|(_, ask)| self.end_for(ask.isolation) > ask.from || self.watermark_moved(ask))
-            .map(|(key, _)| *key)
-            .collect();
+        let due = self.watermark_at.is_some_and(|at| at <= now);
+        let mut waits = false;
+        let mut answerable = Vec::new();
+        for (key, ask) in &self.parked.asks {
+            let moved = self.watermark_moved(ask);
+            // Followers are told of the watermark with the next batches, or a little later: nobody waits for it there.
+            let moved_for_follower = moved && ask.isolation == Isolation::LogEnd;
+            if self.end_for(ask.isolation) > ask.from || (moved && (due || !moved_for_follower)) {
+                answerable.push(*key);
+            }
+            waits |= moved_for_follower && !due;
+        }
+        self.watermark_at = if waits { self.watermark_at.or(Some(now.after(WATERMARK_PAUSE))) } else { None };
         for key in answerable {
             if let Some(ask) = self.parked.asks.remove(&key) {
                 self.answer_ask(ask);
@@ -56,9 +71,8 @@ impl Worker {
         }
     }
 
-    /// The partition stops: nobody is answered any more.
-    pub(super) fn end_all_readers(&mut self, why: Closed) {
-        let error = why.error(self.shared.partition);
+    /// Nobody is served from here any more.
+    pub(super) fn end_readers(&mut self, error: &ApiError) {
         for (_, ask) in std::mem::take(&mut self.parked.asks) {
             self.end(&ask, error.code, error.message.clone(), None);
         }
@@ -76,26 +90,40 @@ impl Worker {
         Ok(self.offer(0, from, plan))
     }
 
+    /// Plans a read of what is in this log, committed or not, whoever leads.
+    pub(super) fn plan_raw_read(
+        &mut self,
+        from: Offset,
+        upto: Offset,
+        bytes_max: usize,
+    ) -> Result<RawRead, ApiError> {
+        let (log_start, log_end) = (self.log.log_start(), self.log.log_end());
+        let plan = if from < upto.min(log_end) {
+            Some(self.log.plan_read(from, upto, bytes_max).map_err(|error| read_error(&error))?)
+        } else {
+            None
+        };
+        Ok(RawRead { plan, log_start, log_end })
+    }
+
     /// Plans to find an offset by time among what is committed.
     pub(super) fn plan_time(&mut self, timestamp_ms: i64) -> Result<TimePlan, ApiError> {
-        if !self.replica.is_ready() {
-            return Err(self.not_ready());
-        }
+        self.check_serves()?;
         Ok(self.log.plan_time(timestamp_ms, self.replica.high_watermark()))
     }
 
     /// The tail is kept in memory while somebody waits for it.
     pub(super) fn want_tail(&mut self) {
-        self.log.set_tail_wanted(!self.parked.asks.is_empty());
+        self.log.set_tail_wanted(!self.parked.asks.is_empty() || !self.sessions.is_empty());
     }
 
     /// Answers, or gives the question back if there is nothing to say yet.
     fn try_answer(&mut self, ask: Ask) -> Option<Ask> {
         let end = self.end_for(ask.isolation);
-        // A suspect replica serves nothing; what was asked waits until it is verified.
-        if self.replica.reached(highwater_broker_core::replica::Condition::Committed(Offset::ZERO)).is_none()
-        {
-            return Some(ask);
+        if self.replica.role() != Role::Leader {
+            let error = not_leader(self.shared.partition, self.replica.leader());
+            self.end(&ask, error.code, error.message, None);
+            return None;
         }
         let (log_start, log_end) = (self.log.log_start(), self.log.log_end());
         if ask.from < log_start || ask.from > log_end {
@@ -105,7 +133,8 @@ impl Worker {
             return None;
         }
         if ask.from >= end || ask.bytes_max == 0 {
-            if !self.watermark_moved(&ask) {
+            let is_due = ask.isolation != Isolation::LogEnd || self.watermark_at.is_some();
+            if !self.watermark_moved(&ask) || !is_due {
                 return Some(ask);
             }
             let offer = self.offer(ask.number, ask.from, None);
@@ -143,7 +172,7 @@ impl Worker {
                 id: ask.id.get(),
                 code: code.code(),
                 message,
-                leader: self.services.node_id.get(),
+                leader: self.replica.leader().map_or(0, NodeId::get),
                 log_start: self.log.log_start().get(),
                 log_end: self.log.log_end().get(),
                 divergence: None,
@@ -165,9 +194,7 @@ impl Worker {
     }
 
     fn check_readable(&self, from: Offset) -> Result<(), ApiError> {
-        if !self.replica.is_ready() {
-            return Err(self.not_ready());
-        }
+        self.check_serves()?;
         let (log_start, log_end) = (self.log.log_start(), self.log.log_end());
         if from < log_start || from > log_end {
             return Err(ApiError::new(
@@ -178,11 +205,14 @@ impl Worker {
         Ok(())
     }
 
-    fn not_ready(&self) -> ApiError {
-        ApiError::new(
-            ErrorCode::LeaderNotReady,
-            format!("the leader of {} is not ready yet: it is verifying its log", self.shared.partition),
-        )
+    fn check_serves(&self) -> Result<(), ApiError> {
+        if self.replica.role() != Role::Leader {
+            return Err(not_leader(self.shared.partition, self.replica.leader()));
+        }
+        if !self.replica.is_ready() {
+            return Err(not_ready(self.shared.partition));
+        }
+        Ok(())
     }
 
     fn offer(&self, number: u64, from: Offset, plan: Option<crate::storage::read_plan::ReadPlan>) -> Offer {

@@ -21,6 +21,8 @@ pub(crate) struct Waiter {
     pub(crate) append_time: i64,
     /// When to answer that it took too long.
     pub(crate) deadline: Mono,
+    /// Its producer can send it again without it being there twice.
+    pub(crate) is_idempotent: bool,
     /// Whom to answer.
     pub(crate) ticket: Ticket,
 }
@@ -86,6 +88,16 @@ impl Waiters {
                 }
             }
         }
+    }
+
+    /// Answers everybody of a leader that leads no longer: the next one may have their batches, or not. Whoever can send
+    /// a batch again without it being there twice is sent to the next leader; for the others the outcome is not known.
+    pub(crate) fn lost_leadership(&mut self, why: &str) {
+        for waiter in self.committed.drain(..).chain(self.leader.drain(..)) {
+            let code = if waiter.is_idempotent { ErrorCode::NotLeader } else { ErrorCode::OutcomeUnknown };
+            waiter.ticket.refuse(code, why);
+        }
+        self.deadline = None;
     }
 
     /// Answers everybody that it is not known whether their batch survives.
@@ -169,6 +181,7 @@ mod tests {
             base_offset: Offset(end - 1),
             append_time: 5,
             deadline: Mono(deadline),
+            is_idempotent: false,
             ticket,
         }
     }

@@ -10,23 +10,24 @@ use std::time::Duration;
 
 use highwater_broker_core::controller::topic_config::TopicConfig;
 use highwater_broker_core::durability::Durability;
-use highwater_broker_core::replica::{Health, Input, Output, Replica};
+use highwater_broker_core::replica::{Ends, Health, Input, Output, Replica, Role};
 use highwater_broker_core::time::{Mono, Wall};
 use highwater_protocol::ids::{BrokerEpoch, LeaderEpoch, Offset};
 use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
-use super::handle::{Closed, Command, Parked, PartitionHandle, Produce, Shared};
+use super::following::Following;
+use super::handle::{Closed, Parked, PartitionHandle};
+use super::leading::LeaderSession;
+use super::mailbox::{Command, Contents, Shared};
+use super::repair::Repair;
 use super::services::Services;
+pub(super) use super::suspect::DiskJob;
 use super::waiters::Waiters;
 use crate::io_thread;
 use crate::storage::config::LogConfig;
-use crate::storage::log::Log;
+use crate::storage::log::{Log, StampedBatch};
 use crate::storage::sink::FlushOutcome;
-
-/// The pauses between attempts to verify a suspect log.
-const VERIFY_PAUSE_MIN: Duration = Duration::from_millis(500);
-const VERIFY_PAUSE_MAX: Duration = Duration::from_secs(30);
 
 /// Unflushed bytes of a log up to which it is appended to on the thread that serves connections.
 const UNFLUSHED_BYTES_MAX: u64 = 256 << 20;
@@ -49,11 +50,35 @@ pub(super) struct Worker {
     /// Bytes appended since the handles were told.
     pub(super) appended_bytes: u64,
     /// The bytes of the log may have changed in another way.
-    recount_bytes: bool,
+    pub(super) recount_bytes: bool,
     /// When the suspect log is verified, and how long to wait after that if it fails.
-    verify: Option<(Mono, Duration)>,
+    pub(super) verify: Option<(Mono, Duration)>,
     /// Why it closes, and who waits for that.
     closing: Option<(Closed, Vec<oneshot::Sender<()>>)>,
+    /// The version of the image that was taken in last.
+    pub(super) image_version: u64,
+    /// The registration under which that was seen.
+    pub(super) own_epoch: BrokerEpoch,
+    /// This replica is being added: what it fetches is throttled.
+    pub(super) is_added: bool,
+    /// What the throttle allows.
+    pub(super) move_bytes_per_second: u64,
+    /// The session with the leader, while it follows.
+    pub(super) following: Option<Following>,
+    /// What the leader pushed last, until the machine has judged it.
+    pub(super) fetched: Vec<StampedBatch>,
+    /// What the leader is told at the end of this pass.
+    pub(super) ack: Option<(LeaderEpoch, Ends)>,
+    /// Nothing is asked of the leader before this, because an append has failed.
+    pub(super) pause_following: Option<Mono>,
+    /// The session in which the leader was asked where its log starts.
+    pub(super) reset_asked: Option<u64>,
+    /// The sessions of followers, while it leads.
+    pub(super) sessions: Vec<LeaderSession>,
+    /// Followers are told of a watermark that moved, without batches, no earlier than this.
+    pub(super) watermark_at: Option<Mono>,
+    pub(super) disk_jobs: VecDeque<DiskJob>,
+    pub(super) repair: Repair,
 }
 
 impl Worker {
@@ -80,17 +105,32 @@ impl Worker {
             recount_bytes: true,
             verify: None,
             closing: None,
+            image_version: 0,
+            own_epoch: BrokerEpoch(0),
+            is_added: false,
+            move_bytes_per_second: 0,
+            following: None,
+            fetched: Vec::new(),
+            ack: None,
+            pause_following: None,
+            reset_asked: None,
+            sessions: Vec::new(),
+            watermark_at: None,
+            disk_jobs: VecDeque::new(),
+            repair: Repair::default(),
         }
     }
 
-    /// Serves the partition until it is closed. `outputs` are what starting to lead brought about.
-    pub(super) async fn run(mut self: Box<Self>, outputs: Vec<Output>) {
-        self.outputs = outputs;
-        self.execute();
+    pub(super) fn handle(&self) -> PartitionHandle {
+        PartitionHandle { shared: Arc::clone(&self.shared) }
+    }
+
+    /// Serves the partition until it is closed.
+    pub(super) async fn run(mut self: Box<Self>) {
         self.publish();
         let shared = Arc::clone(&self.shared);
         let _alarm = Alarm { shared: Arc::clone(&shared), services: Arc::clone(&self.services) };
-        let (mut batches, mut commands) = (VecDeque::new(), VecDeque::new());
+        let mut contents = Contents::default();
         let mut timer = Timer::default();
         loop {
             let deadline = self.next_deadline();
@@ -99,18 +139,19 @@ impl Worker {
                 () = shared.notify.notified() => {}
                 () = timer.wait(deadline, move || clock.mono()) => {}
             }
-            shared.take(&mut batches, &mut commands);
-            if self.log.unflushed_bytes() > UNFLUSHED_BYTES_MAX && !batches.is_empty() {
+            shared.take(&mut contents);
+            let appends = !contents.batches.is_empty() || !contents.followed.is_empty();
+            if appends && self.log.unflushed_bytes() > UNFLUSHED_BYTES_MAX {
                 // The disk is far behind: the kernel may make writers wait for it, and that must not be this thread.
-                let (mut taken, mut told) = (std::mem::take(&mut batches), std::mem::take(&mut commands));
-                let job = move |worker: &mut Self| worker.work(&mut taken, &mut told);
+                let mut taken = std::mem::take(&mut contents);
+                let job = move |worker: &mut Self| worker.work(&mut taken);
                 let Some((back, ())) = self.on_io_thread(job).await else { return };
                 self = back;
             } else {
-                self.work(&mut batches, &mut commands);
+                self.work(&mut contents);
             }
-            if self.verify.is_some_and(|(at, _)| at <= self.services.clock.mono()) {
-                let Some(back) = self.verify_log().await else { return };
+            if self.has_disk_work() {
+                let Some(back) = self.work_on_disk().await else { return };
                 self = back;
             }
             self.publish();
@@ -121,24 +162,48 @@ impl Worker {
         self.finish().await;
     }
 
+    /// When [`Worker::work`] has something to do although nothing has come.
     fn next_deadline(&self) -> Option<Mono> {
-        [self.waiters.deadline(), self.flush_at, self.verify.map(|(at, _)| at)].into_iter().flatten().min()
+        [
+            self.waiters.deadline(),
+            self.flush_at,
+            self.verify.map(|(at, _)| at),
+            self.replica.next_deadline(),
+            self.follow_deadline(),
+            self.watermark_at,
+            self.repair.deadline(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// One pass over what has happened since the last one.
-    fn work(&mut self, batches: &mut VecDeque<Produce>, commands: &mut VecDeque<Command>) {
+    fn work(&mut self, contents: &mut Contents) {
         let now = self.services.clock.mono();
         let flushed = self.shared.flushed.lock().take();
         if let Some(outcome) = flushed {
             self.flush_done(now, outcome);
         }
-        self.append_all(now, batches);
-        for command in commands.drain(..) {
+        if let Some(assigned) = contents.assigned.take() {
+            self.assigned(now, *assigned);
+        }
+        self.take_acks(now);
+        self.take_followed(now, &mut contents.followed);
+        self.append_all(now, &mut contents.batches);
+        for command in contents.commands.drain(..) {
             self.obey(now, command);
         }
+        if self.replica.next_deadline().is_some_and(|at| at <= now) {
+            self.step(now, Input::Tick);
+        }
+        self.resume_following(now);
+        self.grant_due(now);
         self.waiters.expire(now);
         self.flush_by_interval(now);
-        self.offer_to_parked();
+        self.repair_holes(now);
+        self.offer_to_parked(now);
+        self.send_ack();
     }
 
     fn obey(&mut self, now: Mono, command: Command) {
@@ -148,85 +213,106 @@ impl Worker {
                 self.parked.asks.remove(&(connection, id));
                 self.want_tail();
             }
+            Command::Subscribe(subscribe) => self.subscribe_here(now, *subscribe),
+            Command::SessionClosed { session } => self.session_closed(now, session),
             Command::Read { from, bytes_max, reply } => {
                 let _gone = reply.send(self.plan_read(from, bytes_max));
+            }
+            Command::ReadReplica { from, upto, bytes_max, reply } => {
+                let _gone = reply.send(self.plan_raw_read(from, upto, bytes_max));
             }
             Command::PlanTime { timestamp_ms, reply } => {
                 let _gone = reply.send(self.plan_time(timestamp_ms));
             }
-            Command::Configure(config, min_in_sync) => self.configure(now, *config, min_in_sync),
+            Command::LogStart { reply } => self.disk_jobs.push_back(DiskJob::Start(reply)),
+            Command::Configure(config) => self.configure(now, *config),
             Command::DurabilityRecorded(durability) => {
                 self.step(now, Input::DurabilityRecorded(durability));
             }
-            Command::Maintain(wall) => self.maintain(wall),
-            Command::Close { why, done } => {
-                self.shared.close(why);
-                if why == Closed::Deleted {
-                    self.waiters.fail_all("the topic was deleted");
-                }
-                match &mut self.closing {
-                    // Deleted and shutting down at once: what was deleted must not stay on the disk.
-                    Some((before, waiting)) => {
-                        *before = if why == Closed::Deleted { why } else { *before };
-                        waiting.push(done);
-                    }
-                    None => self.closing = Some((why, vec![done])),
-                }
+            Command::Settle { done } => {
+                let _gone = done.send(());
             }
+            Command::ProposalRefused { version } => self.step(now, Input::ProposalRefused { version }),
+            Command::ResetAt { session, start } => self.reset_at(now, session, start),
+            Command::Refilled { range, batches } => self.refilled(now, range, batches),
+            Command::Maintain(wall) => self.maintain(now, wall),
+            Command::Close { why, done } => self.begin_closing(why, done),
+        }
+    }
+
+    fn begin_closing(&mut self, why: Closed, done: oneshot::Sender<()>) {
+        self.shared.close(why);
+        self.unsubscribe();
+        if why == Closed::Deleted {
+            self.waiters.fail_all("the topic was deleted");
+        }
+        match &mut self.closing {
+            // Deleted and shutting down at once: what was deleted must not stay on the disk.
+            Some((before, waiting)) => {
+                *before = if why == Closed::Deleted { why } else { *before };
+                waiting.push(done);
+            }
+            None => self.closing = Some((why, vec![done])),
         }
     }
 
     /// Gives an input to the machine and does what follows from it.
     pub(super) fn step(&mut self, now: Mono, input: Input) {
         self.replica.step(now, input, &mut self.outputs);
-        self.execute();
+        self.execute(now);
     }
 
-    fn execute(&mut self) {
+    fn execute(&mut self, now: Mono) {
         let mut outputs = std::mem::take(&mut self.outputs);
         for output in outputs.drain(..) {
-            match output {
-                // Both are answered below, once for all outputs.
-                Output::HighWatermark(_) | Output::FlushedEnd(_) => {}
-                Output::RecordDurability(durability) => {
-                    let handle = PartitionHandle { shared: Arc::clone(&self.shared) };
-                    self.services.record_durability(handle, durability);
-                }
-                Output::FlushBy(durability) => {
-                    self.log.configure(log_config(&self.config, durability));
-                    // What was written under a laxer rule has to be flushed as well.
-                    if durability.waits_for_flush() {
-                        self.log.request_flush();
-                    }
-                }
-                Output::VerifyLog => self.suspect(),
-                Output::Resumed { log_end } => {
-                    info!(
-                        topic = self.shared.topic, partition = %self.shared.partition, log_end = log_end.get(),
-                        "the log is verified, the partition serves again"
-                    );
-                    self.services.metrics.partitions_suspect.dec();
-                }
-                Output::StartLeading { .. } => {}
-                Output::StopLeading => {
-                    self.waiters
-                        .fail_all("the replica leads no longer, so it is not known what became of the batch");
-                }
-                // Of replicas that have others beside them.
-                Output::Propose { .. }
-                | Output::EndSession { .. }
-                | Output::Subscribe { .. }
-                | Output::Unsubscribe
-                | Output::Append
-                | Output::Truncate { .. }
-                | Output::Reset
-                | Output::SendAck { .. }
-                | Output::Report(_) => {}
-            }
+            self.carry_out(now, output);
         }
+        // What was carried out may have led to more, which is done by now.
         self.outputs = outputs;
         self.publish_ends();
         self.waiters.answer_reached(&self.replica);
+    }
+
+    fn carry_out(&mut self, now: Mono, output: Output) {
+        match output {
+            // Both are answered once for all outputs.
+            Output::HighWatermark(_) | Output::FlushedEnd(_) => {}
+            Output::RecordDurability(durability) => {
+                let epoch = self.replica.epoch();
+                self.services.record_durability(self.handle(), epoch, durability);
+            }
+            Output::FlushBy(durability) => {
+                self.log.configure(log_config(&self.config, durability));
+                // What was written under a laxer rule has to be flushed as well.
+                if durability.waits_for_flush() {
+                    self.log.request_flush();
+                }
+            }
+            Output::VerifyLog => self.suspect(),
+            Output::Resumed { log_end } => {
+                info!(
+                    topic = self.shared.topic, partition = %self.shared.partition, %log_end,
+                    "the log is verified and can be relied on again"
+                );
+                self.services.metrics.partitions_suspect.dec();
+            }
+            Output::Propose { version, leader_epoch, in_sync } => {
+                let own_epoch = self.own_epoch;
+                self.services.propose_in_sync(self.handle(), own_epoch, leader_epoch, version, in_sync);
+            }
+            Output::StartLeading { epoch } => self.started_leading(epoch),
+            Output::EndSession { session } => self.end_session(session),
+            Output::StopLeading => self.stopped_leading(),
+            Output::Subscribe { leader, epoch, offset, last_epoch } => {
+                self.subscribe_at(leader, epoch, offset, last_epoch);
+            }
+            Output::Unsubscribe => self.unsubscribe(),
+            Output::Append => self.append_fetched(now),
+            Output::Truncate { to } => self.disk_jobs.push_back(DiskJob::Truncate(to)),
+            Output::Reset => self.ask_for_reset(),
+            Output::SendAck { leader_epoch, ends } => self.note_ack(leader_epoch, ends),
+            Output::Report(problem) => self.report(problem),
+        }
     }
 
     fn flush_done(&mut self, now: Mono, outcome: FlushOutcome) {
@@ -250,77 +336,23 @@ impl Worker {
         }
     }
 
-    fn suspect(&mut self) {
-        self.services.metrics.partitions_suspect.inc();
-        self.waiters.fail_all("a flush failed, so it is not known whether the batch survives a power cut");
-        self.verify = Some((self.services.clock.mono(), VERIFY_PAUSE_MIN));
-    }
-
-    /// Has the suspect log verified on an I/O thread; tries again later if that fails. `None`: the process is ending.
-    async fn verify_log(self: Box<Self>) -> Option<Box<Self>> {
-        let (mut worker, verified) = self
-            .on_io_thread(|worker| {
-                worker.log.mark_suspect()?;
-                worker.log.verify_suspect()?;
-                worker.services.next_epoch(worker.replica.epoch())
-            })
-            .await?;
-        let now = worker.services.clock.mono();
-        match verified {
-            Ok(epoch) => {
-                worker.verify = None;
-                let log_generation = worker.log.log_generation();
-                let log_end = worker.log.log_end();
-                worker.recount_bytes = true;
-                worker.step(now, Input::Verified { log_generation, log_end });
-                worker.lead_anew(now, epoch);
-                worker.end_readers_past_the_end();
-            }
-            Err(error) => {
-                let pause = worker.verify.map_or(VERIFY_PAUSE_MIN, |(_, pause)| pause);
-                error!(
-                    topic = worker.shared.topic, partition = %worker.shared.partition, %error,
-                    "the suspect log cannot be verified, the partition stays out of service; check the disk"
-                );
-                worker.verify = Some((now.after(pause), (pause * 2).min(VERIFY_PAUSE_MAX)));
-            }
-        }
-        Some(worker)
-    }
-
-    /// A log that was suspect leads in a new epoch only.
-    fn lead_anew(&mut self, now: Mono, epoch: LeaderEpoch) {
-        if let Some(mut assignment) = self.replica.assignment().cloned() {
-            assignment.epoch = epoch;
-            self.step(now, Input::Assigned { assignment, own_epoch: BrokerEpoch(0) });
-        }
-    }
-
-    fn maintain(&mut self, now: Wall) {
-        if self.replica.health() != Health::Online {
+    fn maintain(&mut self, now: Mono, wall: Wall) {
+        if self.replica.health() != Health::Online || !self.disk_jobs.is_empty() {
             return;
         }
         self.recount_bytes = true;
         let (topic, partition) = (&self.shared.topic, self.shared.partition);
-        match self.log.maintain(now, self.replica.high_watermark()) {
+        match self.log.maintain(wall, self.replica.high_watermark()) {
             Ok(maintained) => {
-                let mono = self.services.clock.mono();
-                let log_start = self.log.log_start();
-                self.replica.step(mono, Input::LogStart { log_start }, &mut self.outputs);
-                for hole in &maintained.new_holes {
-                    error!(
-                        topic, %partition, start = %hole.start, end = %hole.end,
-                        "records are corrupt on the disk and cannot be read; everything around them goes on"
-                    );
-                }
-                self.services.metrics.corrupt_ranges.inc_by(maintained.new_holes.len() as i64);
                 if maintained.segments_removed > 0 {
                     info!(
                         topic, %partition, segments = maintained.segments_removed,
                         bytes = maintained.bytes_removed, log_start = %maintained.log_start,
                         "retention let segments go"
                     );
+                    self.step(now, Input::LogStart { log_start: maintained.log_start });
                 }
+                self.found_holes(&maintained.new_holes);
             }
             Err(error) => {
                 warn!(topic, %partition, %error, "a segment could not be rolled; it is tried again")
@@ -328,25 +360,11 @@ impl Worker {
         }
     }
 
-    /// Runs `job` where it may block. The partition's commands queue up meanwhile.
-    async fn on_io_thread<T: Send + 'static>(
-        self: Box<Self>,
-        job: impl FnOnce(&mut Self) -> T + Send + 'static,
-    ) -> Option<(Box<Self>, T)> {
-        let file_system = Arc::clone(&self.services.file_system);
-        let mut worker = self;
-        io_thread::run(&*file_system, move || {
-            let result = job(&mut worker);
-            (worker, result)
-        })
-        .await
-    }
-
-    fn configure(&mut self, now: Mono, config: TopicConfig, min_in_sync: u32) {
+    fn configure(&mut self, now: Mono, config: TopicConfig) {
         self.shared.set_batch_bytes_max(config.batch_bytes_max);
         let wanted = config.durability;
         self.config = config;
-        self.step(now, Input::MinInSync(min_in_sync));
+        // Whether it is led or not: what is written here is flushed by it.
         self.step(now, Input::DurabilityWanted(wanted));
         self.log.configure(log_config(&self.config, self.replica.durability_gate()));
     }
@@ -379,24 +397,27 @@ impl Worker {
 
     async fn finish(mut self: Box<Self>) {
         let Some((why, done)) = self.closing.take() else { return };
-        self.end_all_readers(why);
+        self.end_readers(&why.error(self.shared.partition));
         self.waiters.fail_all("the broker is shutting down");
-        self.services.metrics.partitions.dec();
+        self.unsubscribe();
+        let metrics = &self.services.metrics;
+        metrics.partitions.dec();
+        if self.replica.role() == Role::Leader {
+            metrics.partitions_led.dec();
+        }
+        metrics.follower_sessions.dec_by(self.sessions.len() as i64);
         let shared = Arc::clone(&self.shared);
         let services = Arc::clone(&self.services);
         // Nothing comes after `close`, so what is in the inbox now is the last.
-        let (mut batches, mut commands) = (VecDeque::new(), VecDeque::new());
-        shared.take(&mut batches, &mut commands);
-        for produce in batches {
-            let error = why.error(shared.partition);
-            produce.ticket.refuse(error.code, error.message);
-        }
+        let mut contents = Contents::default();
+        shared.take(&mut contents);
+        contents.refuse(&why.error(shared.partition));
         let log = self.log;
         let partition = shared.partition;
         let file_system = Arc::clone(&services.file_system);
         let closed = io_thread::run(&*file_system, move || {
             let closed = log.close();
-            if why == Closed::Deleted {
+            if matches!(why, Closed::Deleted | Closed::Moved) {
                 return services.store.trash(partition);
             }
             closed.map(|closed| services.note_closed(closed))
@@ -426,6 +447,10 @@ impl Worker {
         if status.corrupt.iter().copied().ne(holes.clone()) {
             status.corrupt = holes.collect();
         }
+        let replicas = self.replica.progress();
+        if status.replicas != replicas {
+            status.replicas = replicas;
+        }
     }
 
     /// Tells the handles where the partition is: before anybody is answered, so that whoever acts on an answer finds what
@@ -433,6 +458,8 @@ impl Worker {
     fn publish_ends(&self) {
         let ends = self.replica.ends();
         let mut status = self.shared.status.lock();
+        status.is_leader = self.replica.role() == Role::Leader;
+        status.leader = self.replica.leader();
         status.leader_epoch = self.replica.epoch();
         status.log_start = self.log.log_start();
         status.log_end = ends.log_end;

@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use highwater_broker_core::quota::Window;
 use highwater_protocol::api::{ApiKey, PROTOCOL_VERSION, Request};
 use highwater_protocol::body::Body;
@@ -15,7 +16,7 @@ use highwater_protocol::messages::{
     Credit, DeleteTopicRequest, DescribeClusterRequest, DescribeTopicsRequest, HandshakeReply,
     HandshakeRequest, HeartbeatRequest, InitProducerRequest, ListOffsetsRequest, MetadataRequest, PingReply,
     PingRequest, ProduceRequest, ProposeRequest, RaftRequest, ReadRequest, RegisterBrokerRequest, ReplicaAck,
-    SubscribeRequest, UnsubscribeReply, UnsubscribeRequest,
+    ReplicaReadRequest, ReplicaResetRequest, SubscribeRequest, UnsubscribeReply, UnsubscribeRequest,
 };
 use tracing::debug;
 
@@ -163,7 +164,9 @@ impl Session {
             | ApiKey::ALTER_CLUSTER
             | ApiKey::LIST_OFFSETS
             | ApiKey::INIT_PRODUCER => self.serve_later(principal, frame)?,
-            ApiKey::READ => self.read(frame, principal)?,
+            ApiKey::READ | ApiKey::REPLICA_READ | ApiKey::REPLICA_RESET => {
+                self.serve_bytes(principal, frame)?
+            }
             ApiKey::BOOTSTRAP => {
                 let _who: BootstrapRequest = decode(frame)?;
                 api::registration::bootstrap(&self.node, &principal)
@@ -245,8 +248,8 @@ impl Session {
                 self.feeds.credit(credit);
             }
             ApiKey::REPLICA_ACK => {
-                // No session of a follower can be live yet: subscriptions of replicas are refused.
-                let _dropped: ReplicaAck = decode(frame)?;
+                let ack: ReplicaAck = decode(frame)?;
+                self.feeds.acknowledge(ack);
             }
             // A newer peer may have messages that mean nothing here.
             other => debug!(api = other.0, "one-way message ignored"),
@@ -343,24 +346,46 @@ impl Session {
         correlation_id: CorrelationId,
         request: &SubscribeRequest,
     ) -> Result<(), ApiError> {
-        let id = SubscriptionId(request.id);
-        self.feeds.check_id(id)?;
-        let granted = api::subscribe::handle(&self.node, principal, request)?;
-        self.outbox.reply::<SubscribeRequest>(correlation_id, &granted.reply);
-        self.feeds.open(id, granted, request.credit);
+        self.feeds.reserve(SubscriptionId(request.id), request.replica.is_some())?;
+        api::subscribe::handle(&self.node, principal, &self.outbox, correlation_id, request);
         Ok(())
     }
 
-    fn read(&self, frame: &Frame, principal: Arc<Principal>) -> Result<Result<(), ApiError>, Fault> {
-        let request: ReadRequest = decode(frame)?;
+    /// Serves a request whose reply carries batches.
+    fn serve_bytes(&self, principal: Arc<Principal>, frame: &Frame) -> Result<Result<(), ApiError>, Fault> {
+        match frame.header.api {
+            ApiKey::READ => self.later_with::<ReadRequest, _>(frame, |node, request| async move {
+                api::read::handle(&node, &principal, request).await
+            }),
+            ApiKey::REPLICA_READ => self
+                .later_with::<ReplicaReadRequest, _>(frame, |node, request| async move {
+                    api::replica::read(&node, &principal, request).await
+                }),
+            _ => self.later_with::<ReplicaResetRequest, _>(frame, |node, request| async move {
+                api::replica::reset(&node, &principal, request).await
+            }),
+        }
+    }
+
+    /// Leaves a request with a task of its own, whose reply carries batches.
+    fn later_with<R, F>(
+        &self,
+        frame: &Frame,
+        handler: impl FnOnce(Arc<Node>, R) -> F + Send + 'static,
+    ) -> Result<Result<(), ApiError>, Fault>
+    where
+        R: Request + Body + Send + 'static,
+        F: Future<Output = Result<(R::Response, Vec<Bytes>), ApiError>> + Send + 'static,
+    {
+        let request: R = decode(frame)?;
         let (node, outbox) = (Arc::clone(&self.node), Arc::clone(&self.outbox));
         let correlation_id = frame.header.correlation_id;
         self.node.tasks.spawn(async move {
-            match api::read::handle(&node, &principal, request).await {
-                Ok((reply, batches)) => outbox.reply_with::<ReadRequest>(correlation_id, &reply, batches),
+            match handler(Arc::clone(&node), request).await {
+                Ok((reply, batches)) => outbox.reply_with::<R>(correlation_id, &reply, batches),
                 Err(error) => {
-                    node.metrics.count_error(ApiKey::READ, error.code);
-                    outbox.reply_error(ApiKey::READ, correlation_id, &error);
+                    node.metrics.count_error(R::API, error.code);
+                    outbox.reply_error(R::API, correlation_id, &error);
                 }
             }
         });

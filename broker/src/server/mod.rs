@@ -53,6 +53,8 @@ pub(crate) struct Node {
     pub(crate) budget: Mutex<Budget>,
     /// Bounds the reads that wait for the disk, so that cold readers cannot take every I/O thread.
     pub(crate) cold_reads: Arc<Semaphore>,
+    /// The same for followers.
+    pub(crate) replica_reads: Arc<Semaphore>,
     /// What connections have left with tasks of their own: requests that take time, reads that wait for the disk.
     pub(crate) tasks: TaskTracker,
     /// Cancelled when connections are to finish what is under way and close.
@@ -78,6 +80,8 @@ pub(crate) struct NodeParts {
 /// Reads that may wait for the disk at once: fewer than there are I/O threads, because acknowledgements wait for what
 /// the others do.
 const COLD_READS_MAX: usize = 6;
+/// The same for reads of followers, scrubbing and comparing.
+const REPLICA_READS_MAX: usize = 3;
 
 impl Node {
     pub(crate) fn new(parts: NodeParts) -> Self {
@@ -92,6 +96,7 @@ impl Node {
             metrics: parts.metrics,
             budget: Mutex::new(parts.budget),
             cold_reads: Arc::new(Semaphore::new(COLD_READS_MAX)),
+            replica_reads: Arc::new(Semaphore::new(REPLICA_READS_MAX)),
             tasks: TaskTracker::new(),
             draining: CancellationToken::new(),
             read_only: AtomicBool::new(false),

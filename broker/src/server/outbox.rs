@@ -48,6 +48,8 @@ pub(crate) enum SubscriptionEvent {
     Offered(SubscriptionId, Offer),
     /// Its offer was read on an I/O thread.
     Read(SubscriptionId, Box<crate::server::subscriptions::ReadOutcome>),
+    /// Its partition has answered the request for it.
+    Answered(Box<crate::partition::sessions::Answer>),
     /// Its partition ended it.
     Ended(Box<highwater_protocol::messages::Ended>),
 }

@@ -12,16 +12,18 @@ use highwater_protocol::error_code::ErrorCode;
 use highwater_protocol::frame::{FLAG_ONE_WAY, encode_frame_head};
 use highwater_protocol::ids::{CorrelationId, Offset, SubscriptionId};
 use highwater_protocol::limits::HEADER_LENGTH_MAX;
-use highwater_protocol::messages::{CorruptRange, Credit, Ended, Isolation, Push};
+use highwater_protocol::messages::{
+    CorruptRange, Credit, Ended, Isolation, Push, ReplicaAck, SubscribeRequest,
+};
 use tracing::{debug, warn};
 
 use super::Node;
 use super::outbox::{Outbox, SubscriptionEvent};
 use super::output::{Kind, Output};
 use crate::api::ApiError;
-use crate::api::subscribe::Granted;
 use crate::partition::handle::{Ask, Offer, PartitionHandle};
 use crate::partition::reads::read_error;
+use crate::partition::sessions::{Answer, Grant, SessionGuard};
 use crate::storage::error::ReadError;
 
 /// Pushes are taken while fewer bytes than this wait for the socket.
@@ -34,6 +36,8 @@ pub(crate) struct Feeds {
     outbox: Arc<Outbox>,
     machine: Subscriptions,
     feeds: HashMap<SubscriptionId, Feed>,
+    /// Requests that their partitions have not answered.
+    pending: usize,
     decisions: Vec<Decision>,
 }
 
@@ -42,6 +46,8 @@ struct Feed {
     handle: PartitionHandle,
     isolation: Isolation,
     offered: Option<Offered>,
+    /// Set for followers.
+    session: Option<SessionGuard>,
 }
 
 #[derive(Debug)]
@@ -61,11 +67,18 @@ pub(crate) struct ReadOutcome {
 
 impl Feeds {
     pub(crate) fn new(node: Arc<Node>, outbox: Arc<Outbox>) -> Self {
-        Self { node, outbox, machine: Subscriptions::default(), feeds: HashMap::new(), decisions: Vec::new() }
+        Self {
+            node,
+            outbox,
+            machine: Subscriptions::default(),
+            feeds: HashMap::new(),
+            pending: 0,
+            decisions: Vec::new(),
+        }
     }
 
-    /// Whether a subscription with this id may be opened.
-    pub(crate) fn check_id(&self, id: SubscriptionId) -> Result<(), ApiError> {
+    /// Notes that a subscription with this id was asked for.
+    pub(crate) fn reserve(&mut self, id: SubscriptionId, is_replica: bool) -> Result<(), ApiError> {
         if !self.machine.may_open(id) {
             return Err(ApiError::new(
                 ErrorCode::DuplicateSubscription,
@@ -74,22 +87,51 @@ impl Feeds {
                 ),
             ));
         }
-        if self.machine.count() >= self.node.limits.subscriptions_max {
+        // A broker follows whatever it was assigned.
+        let max = self.node.limits.subscriptions_max;
+        if self.machine.count() + self.pending >= max && !is_replica {
             return Err(ApiError::new(
                 ErrorCode::TooManySubscriptions,
-                format!("a connection has at most {} subscriptions", self.node.limits.subscriptions_max),
+                format!("a connection has at most {max} subscriptions"),
             ));
         }
+        self.machine.reserve(id);
+        self.pending += 1;
         Ok(())
     }
 
-    /// Opens a subscription.
-    pub(crate) fn open(&mut self, id: SubscriptionId, granted: Granted, credit: u64) {
-        let Granted { handle, isolation, offset, reply } = granted;
-        self.feeds.insert(id, Feed { handle, isolation, offered: None });
+    /// The partition has answered: the subscription is opened, or its subscriber is told why not.
+    fn answered(&mut self, answer: Answer) {
+        let Answer { id, correlation_id, reply, grant } = answer;
+        self.pending -= 1;
+        match reply {
+            Ok(reply) => {
+                self.outbox.reply::<SubscribeRequest>(correlation_id, &reply);
+                if let Some(grant) = grant {
+                    self.open(id, grant, Offset(reply.high_watermark));
+                }
+            }
+            Err(error) => {
+                self.machine.release(id);
+                self.node.metrics.count_error(ApiKey::SUBSCRIBE, error.code);
+                self.outbox.reply_error(ApiKey::SUBSCRIBE, correlation_id, &error);
+            }
+        }
+    }
+
+    fn open(&mut self, id: SubscriptionId, grant: Grant, high_watermark: Offset) {
+        let Grant { handle, isolation, offset, credit, session } = grant;
+        self.feeds.insert(id, Feed { handle, isolation, offered: None, session });
         self.node.metrics.subscriptions.inc();
-        let high_watermark = Offset(reply.high_watermark);
         self.step(Input::Opened { id, offset, high_watermark, credit });
+    }
+
+    /// Takes in how far a follower is. Dropped unless its session is live.
+    pub(crate) fn acknowledge(&self, ack: ReplicaAck) {
+        let feed = self.feeds.get(&SubscriptionId(ack.id));
+        if let Some(session) = feed.and_then(|feed| feed.session.as_ref()) {
+            session.acknowledge(ack);
+        }
     }
 
     /// Raises a credit. One for a subscription that is over is ignored: it was on its way.
@@ -122,6 +164,7 @@ impl Feeds {
         let (id, number, offered) = match event {
             SubscriptionEvent::Offered(id, offer) => (id, offer.number, Offered::Plan(offer)),
             SubscriptionEvent::Read(id, outcome) => (id, outcome.offer.number, Offered::Read(*outcome)),
+            SubscriptionEvent::Answered(answer) => return self.answered(*answer),
             SubscriptionEvent::Ended(ended) => {
                 if self.close(SubscriptionId(ended.id)).is_some() {
                     send(output, ApiKey::ENDED, &*ended, Vec::new());
@@ -172,7 +215,10 @@ impl Feeds {
     fn read_elsewhere(&self, id: SubscriptionId, mut offer: Offer) {
         let Some(plan) = offer.plan.take() else { return };
         self.node.metrics.reads_cold.inc();
-        let (outbox, permits) = (Arc::clone(&self.outbox), Arc::clone(&self.node.cold_reads));
+        // A follower that catches up does not wait behind consumers, nor they behind it.
+        let is_follower = self.feeds.get(&id).is_some_and(|feed| feed.session.is_some());
+        let permits = if is_follower { &self.node.replica_reads } else { &self.node.cold_reads };
+        let (outbox, permits) = (Arc::clone(&self.outbox), Arc::clone(permits));
         self.node.tasks.spawn(async move {
             // The semaphore is never closed.
             let _permit = permits.acquire_owned().await;

@@ -235,7 +235,7 @@ async fn offsets_are_found_and_read_back_and_a_restart_keeps_them() {
             (ErrorCode::None, 20, -1),
         ]
     );
-    assert_eq!(listed.results[1].leader_epoch, 2, "a start raises the epoch");
+    assert!(listed.results[1].leader_epoch > 1, "a start raises the epoch");
     let request = ReadRequest { topic_id: Some(topic.into()), partition: 0, offset: 5, bytes_max: 1 };
     let id = peer.send(&request, &[]).await;
     let frame = peer.next_of(highwater_protocol::api::ApiKey::READ).await;

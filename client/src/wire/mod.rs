@@ -9,6 +9,7 @@ mod pool;
 mod reader;
 mod writer;
 
+pub use crate::error::Error;
 pub use connection::{Attachment, Connection, Events, Lost, NoEvents, ReplySink, Sent, Settings};
 pub use link::{Connecting, Connector, Link, TcpConnector};
 pub use pool::{BrokerBreaker, Pool};

@@ -1,0 +1,68 @@
+//! What replicas ask of each other apart from subscriptions: starting over, repair.
+
+use bytes::Bytes;
+use highwater_protocol::error_code::ErrorCode;
+use highwater_protocol::ids::Offset;
+use highwater_protocol::limits::PUSH_BYTES;
+use highwater_protocol::messages::{
+    EpochEntry, ReplicaReadReply, ReplicaReadRequest, ReplicaResetReply, ReplicaResetRequest,
+};
+
+use super::{ApiError, partition_of};
+use crate::partition::reads::read_error;
+use crate::server::Node;
+use crate::server::principal::{Operation, Principal};
+
+/// Where a follower starts over whose log ends below the log start; the attachment has the producers as they were there.
+pub(crate) async fn reset(
+    node: &Node,
+    principal: &Principal,
+    request: ReplicaResetRequest,
+) -> Result<(ReplicaResetReply, Vec<Bytes>), ApiError> {
+    principal.authorise(Operation::Replicate)?;
+    let handle = node.partitions.find(partition_of(request.topic_id, request.partition)?)?;
+    let start = handle.log_start().await?;
+    let epoch = handle.status().leader_epoch.get();
+    if epoch != request.leader_epoch {
+        return Err(ApiError::new(
+            ErrorCode::FencedEpoch,
+            format!("the leader epoch is {epoch}, the request names {}", request.leader_epoch),
+        ));
+    }
+    let entry = |start: &highwater_broker_core::log::manifest::EpochStart| EpochEntry {
+        epoch: start.epoch.get(),
+        start: start.start.get(),
+    };
+    let epochs = start.epochs.iter().map(entry).collect();
+    let attachment = if start.producers.is_empty() { Vec::new() } else { vec![start.producers] };
+    Ok((ReplicaResetReply { log_start: start.log_start.get(), epochs }, attachment))
+}
+
+/// Reads a range of this replica's log, whoever leads.
+pub(crate) async fn read(
+    node: &Node,
+    principal: &Principal,
+    request: ReplicaReadRequest,
+) -> Result<(ReplicaReadReply, Vec<Bytes>), ApiError> {
+    principal.authorise(Operation::Replicate)?;
+    let handle = node.partitions.find(partition_of(request.topic_id, request.partition)?)?;
+    let bytes_max = match request.bytes_max as usize {
+        0 => PUSH_BYTES,
+        bytes => bytes.min(PUSH_BYTES),
+    };
+    let read = handle.read_replica(Offset(request.start), Offset(request.end), bytes_max).await?;
+    let batches = match read.plan {
+        None => Vec::new(),
+        Some(mut plan) => match plan.ready() {
+            Some(read) => read,
+            None => {
+                // The semaphore is never closed.
+                let _permit = node.replica_reads.acquire().await;
+                plan.run().await
+            }
+        }
+        .map_err(|error| read_error(&error))?,
+    };
+    let reply = ReplicaReadReply { log_start: read.log_start.get(), log_end: read.log_end.get() };
+    Ok((reply, batches))
+}
