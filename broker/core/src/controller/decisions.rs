@@ -62,7 +62,14 @@ impl ClusterImage {
         let partition = self.partition(id).ok_or(Refusal::UnknownPartition(id))?;
         self.check_in_sync(id, partition, proposal)?;
         let in_sync: Vec<NodeId> = proposal.in_sync.iter().map(|(node, _)| *node).collect();
+        let asked = proposal.version;
         self.change_partition(id, |partition, around| partition.set_in_sync(around.min, in_sync))?;
+        // A leader that proposes the set that is decided takes an earlier proposal back, which may still be on its way.
+        self.change_partition(id, |partition, _| {
+            if partition.version == asked {
+                partition.touch();
+            }
+        })?;
         self.advance_moves();
         let state = self.partition(id).cloned().ok_or(Refusal::UnknownPartition(id))?;
         Ok(Effect::Changed(Reply::Partition { state }))
@@ -127,7 +134,7 @@ impl ClusterImage {
         let before = partition.version;
         self.change_partition(id, |partition, around| match (problem, ends) {
             (ReplicaProblem::Suspect | ReplicaProblem::Corrupt, _) => {
-                partition.note_damaged(around, node_id);
+                partition.note_damaged(around, node_id, problem == ReplicaProblem::Suspect);
             }
             (ReplicaProblem::Ends, Some(ends)) => {
                 partition.note_ends(around, EndsReport { node_id, broker_epoch, ends });

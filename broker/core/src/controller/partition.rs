@@ -349,18 +349,24 @@ impl Partition {
         self.elect(around, false);
     }
 
+    /// Makes another version although nothing else differs: what was proposed on the one before is void.
+    pub(super) const fn touch(&mut self) {
+        self.version += 1;
+    }
+
     /// Whether nobody leads although a damaged replica could.
     pub(super) fn waits_for_clean(&self, around: Around<'_>) -> bool {
         self.leader.is_none() && self.candidate(around, true).is_some()
     }
 
-    /// The replica's log is damaged: a leader hands over to a clean one, or leads on in another epoch.
-    pub(super) fn note_damaged(&mut self, around: Around<'_>, node: NodeId) {
-        if self.damaged.contains(&node) {
-            return;
+    /// The replica's log is damaged: a leader hands over to a clean one, or leads on in another epoch. A `suspect` one does
+    /// so each time: it must not lead again in the epoch in which its log may have lost something.
+    pub(super) fn note_damaged(&mut self, around: Around<'_>, node: NodeId, suspect: bool) {
+        let known = self.damaged.contains(&node);
+        if !known {
+            self.damaged.push(node);
         }
-        self.damaged.push(node);
-        if self.leader == Some(node) {
+        if self.leader == Some(node) && (suspect || !known) {
             match self.clean_heir(around, node) {
                 Some(heir) => self.set_leader(Some(heir)),
                 None => self.leader_epoch = self.leader_epoch.next(),

@@ -47,6 +47,11 @@ impl Follower {
         }
     }
 
+    /// Whether a log that counts up to `end` has all that the leader had committed when it was subscribed to.
+    pub(super) fn has_committed(&self, end: Offset) -> bool {
+        self.phase == Phase::Live && end >= self.leader_watermark
+    }
+
     /// The epochs of what was just appended.
     pub(super) fn appended(&mut self) -> Vec<EpochStart> {
         std::mem::take(&mut self.pending)
@@ -149,7 +154,11 @@ impl Replica {
             return;
         }
         let member = self.assignment.as_ref().is_some_and(|assignment| assignment.is_member(self.node));
-        if (member && !cfg!(hw_mutate = "h15_reset_of_a_member")) || !self.may_lose(log_start) {
+        if member && !cfg!(hw_mutate = "h15_reset_of_a_member") {
+            // Who leads knows better, or this replica will see that it is none any more.
+            return self.pause(now, super::REFUSED_PAUSE, out);
+        }
+        if !self.may_lose(log_start) {
             return self.refuse(now, log_start, out);
         }
         self.cut(Output::Reset, out);

@@ -62,8 +62,10 @@ pub struct Replica {
     health: Health,
     /// The log is being cut or replaced.
     cutting: bool,
-    /// It must not lead in this epoch or an earlier one: its log may have lost what it wrote in it.
+    /// It must not lead in this epoch or an earlier one again: its log may have lost what it wrote in it.
     spoilt_epoch: Option<LeaderEpoch>,
+    /// Verification made the log shorter, and what is missing has not been fetched again.
+    short: bool,
     state: State,
 }
 
@@ -100,6 +102,7 @@ impl Replica {
             health: Health::Online,
             cutting: false,
             spoilt_epoch: None,
+            short: false,
             state: State::Idle,
         };
         replica.check_invariants();
@@ -425,6 +428,19 @@ impl Replica {
             State::Leader(_) => self.lead_on(now, out),
             State::Follower(_) => self.follow_on(now, out),
         }
+        if self.short && self.is_whole_again() {
+            self.short = false;
+            out.push(Output::Report(Problem::Recovered));
+        }
+    }
+
+    /// Whether it has all that is committed, as far as anybody knows.
+    fn is_whole_again(&self) -> bool {
+        match &self.state {
+            State::Idle => false,
+            State::Leader(_) => true,
+            State::Follower(follower) => follower.has_committed(self.ends.counted(self.durability.gate())),
+        }
     }
 
     fn appended(&mut self, now: Mono, log_end: Offset, append_time: i64, out: &mut Vec<Output>) {
@@ -478,6 +494,10 @@ impl Replica {
             return;
         }
         self.health = Health::Suspect;
+        if let State::Leader(leader) = &self.state {
+            // Others may have copied what is gone: only a new epoch tells the two apart.
+            self.spoilt_epoch = self.spoilt_epoch.max(Some(leader.epoch));
+        }
         out.push(Output::VerifyLog);
         out.push(Output::Report(Problem::Suspect));
         self.settle(now, out);
@@ -485,6 +505,8 @@ impl Replica {
 
     fn verified(&mut self, now: Mono, log_generation: u64, log_end: Offset, out: &mut Vec<Output>) {
         assert!(log_end <= self.ends.log_end, "verification made the log longer");
+        // Whoever has lost something is not as good as the others until it has it again.
+        self.short |= log_end < self.ends.log_end;
         self.health = Health::Online;
         self.log_generation = log_generation;
         self.ends = Ends { log_end, flushed_end: log_end };
@@ -494,7 +516,9 @@ impl Replica {
         // Under `fsync` nothing below the high watermark was unflushed, so this changes nothing then.
         self.high_watermark = self.high_watermark.min(log_end);
         out.push(Output::Resumed { log_end });
-        out.push(Output::Report(Problem::Recovered));
+        if !self.short {
+            out.push(Output::Report(Problem::Recovered));
+        }
         self.settle(now, out);
     }
 

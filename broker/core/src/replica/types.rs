@@ -317,7 +317,8 @@ pub enum Output {
 pub enum Problem {
     /// A flush failed: the replica neither leads nor follows until its log has been verified.
     Suspect,
-    /// The log has been verified. It leads again only in a new epoch.
+    /// The log has been verified, and what it had lost of the committed records has been fetched again. It leads again
+    /// only in a new epoch.
     Recovered,
     /// The leader lacks what this replica knows to be committed. The replica keeps its log and stays out of sync.
     Refused {

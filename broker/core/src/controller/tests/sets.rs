@@ -216,6 +216,10 @@ fn a_damaged_leader_hands_over_and_alone_it_leads_on() {
     let alone = partition(&image, 1, 0);
     assert_eq!((alone.leader, alone.leader_epoch), (Some(NodeId(1)), state.leader_epoch.next()));
     let version = image.version;
-    run(&mut image, |image| report(image, 1, ReplicaProblem::Suspect));
+    run(&mut image, |image| report(image, 1, ReplicaProblem::Corrupt));
     assert_eq!(image.version, version, "told twice is told once");
+    // Another flush has failed: what it wrote in this epoch may be gone again.
+    run(&mut image, |image| report(image, 1, ReplicaProblem::Suspect));
+    let again = partition(&image, 1, 0);
+    assert_eq!((again.leader, again.leader_epoch), (Some(NodeId(1)), alone.leader_epoch.next()));
 }
