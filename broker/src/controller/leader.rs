@@ -148,6 +148,8 @@ struct Duties {
     waiting_since: Option<Instant>,
     /// Since when each broker has been fenced.
     fenced_since: BTreeMap<NodeId, Instant>,
+    /// The image, and the brokers given up by then, for which there was nothing to do.
+    settled: Option<(u64, Vec<NodeId>)>,
     /// The last step is being decided.
     under_way: Arc<AtomicBool>,
 }
@@ -188,7 +190,13 @@ impl Duties {
         }
         let lost = self.fenced_since.iter().filter(|(_, since)| now.duration_since(**since) >= LOST_AFTER);
         let lost: Vec<NodeId> = lost.map(|(node, _)| *node).collect();
-        reassignment::next_step(image, &lost)
+        // Looking through every partition for nothing is not done twice.
+        if self.settled.as_ref().is_some_and(|(version, then)| *version == image.version && *then == lost) {
+            return None;
+        }
+        let step = reassignment::next_step(image, &lost);
+        self.settled = step.is_none().then_some((image.version, lost));
+        step
     }
 }
 

@@ -305,7 +305,7 @@ pub enum Reply {
     /// The partition as it is now.
     Partition {
         /// As it is now.
-        state: Partition,
+        state: Box<Partition>,
     },
     /// Moves were started or cancelled.
     Moves {

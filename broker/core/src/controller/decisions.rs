@@ -71,7 +71,7 @@ impl ClusterImage {
             }
         })?;
         self.advance_moves();
-        let state = self.partition(id).cloned().ok_or(Refusal::UnknownPartition(id))?;
+        let state = Box::new(self.partition(id).cloned().ok_or(Refusal::UnknownPartition(id))?);
         Ok(Effect::Changed(Reply::Partition { state }))
     }
 
@@ -144,7 +144,7 @@ impl ClusterImage {
                 partition.elect(around, false);
             }
         })?;
-        let state = self.partition(id).cloned().ok_or(Refusal::UnknownPartition(id))?;
+        let state = Box::new(self.partition(id).cloned().ok_or(Refusal::UnknownPartition(id))?);
         let changed = state.version != before;
         let reply = Reply::Partition { state };
         Ok(if changed { Effect::Changed(reply) } else { Effect::Nothing(reply) })
@@ -229,7 +229,7 @@ impl ClusterImage {
             partition.set_leader(Some(node_id));
             partition.settle(around.min);
         })?;
-        let state = self.partition(id).cloned().ok_or(Refusal::UnknownPartition(id))?;
+        let state = Box::new(self.partition(id).cloned().ok_or(Refusal::UnknownPartition(id))?);
         Ok(Effect::Changed(Reply::Partition { state }))
     }
 

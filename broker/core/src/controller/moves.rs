@@ -53,8 +53,7 @@ impl Partition {
     fn cancel_move(&mut self, around: Around<'_>, from: &[NodeId]) -> bool {
         let adding = |node: &NodeId| self.adding.contains(node);
         let staying = self.in_sync.iter().filter(|node| !adding(node)).count();
-        let none_holds =
-            !self.in_sync.iter().chain(&self.eligible).chain(&self.last_sets).any(|node| adding(node));
+        let none_holds = !self.in_sync.iter().chain(&self.eligible).chain(&self.last_sets).any(adding);
         if staying < around.min && !none_holds {
             return false;
         }
