@@ -29,6 +29,11 @@ in_sync_of_any_version | core             | a_proposal_counts_only_as_it_was_mad
 leader_keeps_epoch     | core             | a_fenced_leader_is_replaced
 ends_of_the_first      | core             | with_both_sets_empty
 move_drops_early       | core             | a_move_waits_for_its_new_replicas
+h13_zombie_producer    | producer_holes   | h13_
+unknown_producer_accepted | producer_holes | h13_
+h14_state_goes_with_segments | producer_holes | h14_what_is_known
+producers_not_cut      | producer_holes   | h14_a_follower
+duplicate_answered_early | producer_holes | a_duplicate_waits
 RULES
 }
 

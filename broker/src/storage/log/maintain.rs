@@ -88,7 +88,7 @@ impl Log {
         for name in dead.chain(before.map(|before| before.name)) {
             removals.push(self.removal(name.producers_name()));
         }
-        let before = self.before;
+        let before = self.before.filter(|_| !cfg!(hw_mutate = "h14_state_goes_with_segments"));
         let entries: Vec<SealedSegment> = gone.iter().map(|segment| segment.entry).collect();
         self.shared.structure.let_go(&entries, removals, self.config.producer_expiry, |manifest| {
             manifest.segments.drain(..count);

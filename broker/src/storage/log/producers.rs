@@ -139,7 +139,7 @@ impl Place<'_> {
         let Some(last) = gone.last() else { return Ok(()) };
         let rebuilt = self.rebuild(gone, before, from)?;
         let there = !rebuilt.replayed && last.end_offset > from && self.load(last)?.is_some();
-        if there || cfg!(hw_mutate = "h14_state_goes_with_segments") {
+        if there {
             return Ok(());
         }
         let bytes = encode_file(Binding::from(last), &rebuilt.table.encode());
