@@ -354,5 +354,35 @@ pub(super) async fn check_not_started_twice(core: &Core, membership: &Membership
     Ok(())
 }
 
+/// Refuses to start with the directory of another cluster than the one that this broker is told about.
+///
+/// # Errors
+/// Says whose directory it is.
+pub(super) async fn check_same_cluster(core: &Arc<Core>, formatted: &Formatted) -> Result<(), String> {
+    let (me, cluster_id) = (&core.setup, core.image().cluster_id);
+    let listed = me.voters.iter().filter(|voter| voter.node_id != me.node_id).map(|voter| &voter.address);
+    let mut asking = tokio::task::JoinSet::new();
+    for address in listed.chain(me.join.as_ref()).cloned() {
+        let (core, question) = (Arc::clone(core), core.question(formatted));
+        asking.spawn(async move {
+            let answer = core.links.request(&address, &question, Instant::now() + ANSWER_TIMEOUT).await;
+            (address, answer)
+        });
+    }
+    while let Some(asked) = asking.join_next().await {
+        // Whoever does not answer now is found out later: it speaks to no broker of another cluster.
+        if let Ok((address, Err(error))) = asked
+            && error.code == Some(ErrorCode::WrongCluster)
+        {
+            return Err(format!(
+                "the data directory belongs to cluster {cluster_id}, and the broker at {address} does not: start this \
+                 broker with the --data-dir that it has in that cluster, or with an empty one, a new --node-id and --join \
+                 ({error})"
+            ));
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests;

@@ -152,6 +152,7 @@ impl Session<'_> {
         if first && initialised {
             let (_, membership) = machine.applied_state().await.map_err(engine_failure)?;
             bootstrap::check_not_started_twice(self.core, &membership).await.map_err(Stopped::Never)?;
+            bootstrap::check_same_cluster(self.core, &formatted).await.map_err(Stopped::Never)?;
         }
         let raft = self.start(log, machine).await.map_err(Stopped::Never)?;
         self.core.formatted.store(Some(Arc::new(formatted.clone())));

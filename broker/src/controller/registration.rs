@@ -45,7 +45,7 @@ pub(super) async fn run(core: Arc<Core>) {
                 warn!(%why, "the registration is gone; registering again");
                 continue;
             }
-            Err(error) if error.code == ErrorCode::BrokerConflict && !before => {
+            Err(error) if !before && is_final(error.code) => {
                 core.give_up(error.message);
                 return;
             }
@@ -60,6 +60,11 @@ pub(super) async fn run(core: Arc<Core>) {
         }
         let _changed_or_not = tokio::time::timeout(RETRY_PAUSE, view.changed()).await;
     }
+}
+
+/// Whether a broker that has never been registered should not go on trying.
+fn is_final(code: ErrorCode) -> bool {
+    matches!(code, ErrorCode::BrokerConflict | ErrorCode::NotAuthorized | ErrorCode::WrongCluster)
 }
 
 /// Registers, and waits until the image here has the registration.
