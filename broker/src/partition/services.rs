@@ -193,7 +193,7 @@ impl Services {
             min_in_sync: topic.min_in_sync(),
             durability_effective: partition.durability_effective,
             durability_wanted: topic.config.durability,
-            unclean_epoch: None,
+            unclean_epoch: partition.unclean_epoch,
         };
         let move_bytes_per_second = image.move_bytes_per_second();
         Some(Assigned { assignment, own_epoch, image_version: image.version, move_bytes_per_second })

@@ -227,6 +227,7 @@ impl ClusterImage {
             partition.last_sets.clear();
             partition.reports.clear();
             partition.set_leader(Some(node_id));
+            partition.unclean_epoch = Some(partition.leader_epoch);
             partition.settle(around.min);
         })?;
         let state = Box::new(self.partition(id).cloned().ok_or(Refusal::UnknownPartition(id))?);

@@ -59,6 +59,10 @@ pub struct Partition {
     /// Replicas that have told that their log is damaged: elected when no clean member is left to wait for.
     #[serde(rename = "d", default, skip_serializing_if = "Vec::is_empty")]
     pub damaged: Vec<NodeId>,
+    /// The last epoch whose leader may have lacked committed records: it was elected from outside the sets, or damaged
+    /// while the durability allowed for loss. Logs without a batch of it may be cut below their high watermark.
+    #[serde(rename = "u", default, skip_serializing_if = "Option::is_none")]
+    pub unclean_epoch: Option<LeaderEpoch>,
     /// Grows with each change of this partition.
     #[serde(rename = "v")]
     pub version: u64,
@@ -127,6 +131,7 @@ impl Partition {
             last_sets: Vec::new(),
             reports: Vec::new(),
             damaged: Vec::new(),
+            unclean_epoch: None,
             version: 1,
             durability_effective: durability,
         }
@@ -180,6 +185,9 @@ impl Partition {
             self.bring_in(leader);
         }
         self.set_leader(leader);
+        if leader.is_some_and(|leader| self.damaged.contains(&leader)) && !self.all_flushed(around.wanted) {
+            self.unclean_epoch = Some(self.leader_epoch);
+        }
         if leader.is_none() && self.in_sync.is_empty() && self.eligible.is_empty() {
             self.elect_by_ends(around);
         }
@@ -246,6 +254,7 @@ impl Partition {
             self.last_sets.clear();
             self.reports.clear();
             self.set_leader(Some(node));
+            self.unclean_epoch = Some(self.leader_epoch);
         }
     }
 

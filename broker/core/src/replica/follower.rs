@@ -67,6 +67,9 @@ impl Replica {
             leader_watermark: Offset::ZERO,
             pending: Vec::new(),
         });
+        if cfg!(hw_mutate = "h1_cut_to_watermark") && self.high_watermark < self.ends.log_end {
+            return self.cut(Output::Truncate { to: self.high_watermark }, out);
+        }
         self.subscribe(out);
     }
 

@@ -237,7 +237,8 @@ impl InSyncSet {
     ) -> bool {
         let leader_end = self.ends(self.leader).log_end;
         let live = |progress: &&mut Progress| {
-            progress.session == Some(session) && progress.broker_epoch == broker_epoch
+            let live = progress.session == Some(session) || cfg!(hw_mutate = "h7_ack_of_a_dead_session");
+            live && progress.broker_epoch == broker_epoch
         };
         let Some(progress) = self.progress.values_mut().find(live) else { return false };
         // Acknowledgements may overtake each other; within a session a log only grows.
@@ -302,6 +303,9 @@ impl InSyncSet {
         let withdrawn = self.growth.keys().any(|node| !is_wanted(*node));
         if same && !withdrawn {
             return false;
+        }
+        if cfg!(hw_mutate = "shrink_counts_at_once") {
+            self.decided.retain(|(node, _)| is_wanted(*node));
         }
         for (node, epoch) in wanted {
             if !self.contains(*node) {

@@ -65,8 +65,9 @@ impl Replica {
 
     /// What may have become possible by any input.
     pub(super) fn lead_on(&mut self, now: Mono, out: &mut Vec<Output>) {
-        self.propose(now, out);
+        // The watermark moves first: whoever has just been left behind by it must not join again at once.
         self.advance(out);
+        self.propose(now, out);
         let flushed = self.is_flushed_to_watermark();
         self.durability.progressed(flushed, out);
     }

@@ -173,7 +173,7 @@ impl Replica {
     pub fn reached(&self, condition: Condition) -> Option<Reached> {
         let State::Leader(leader) = &self.state else { return None };
         match condition {
-            Condition::Committed(end) => (end <= self.high_watermark).then(|| Reached {
+            Condition::Committed(end) => self.is_committed(end).then(|| Reached {
                 stage: stage_of(leader.set.least_flushed(), end),
                 replicas_counted: leader.set.written_count(end),
                 replicas_total: self.replication(),
@@ -188,6 +188,12 @@ impl Replica {
                 })
             }
         }
+    }
+
+    /// Whether everything below `end` is committed. A batch that was there before its producer sent it again has the same
+    /// condition as every other one.
+    fn is_committed(&self, end: Offset) -> bool {
+        end <= self.high_watermark || (cfg!(hw_mutate = "answered_before_commit") && end <= self.ends.log_end)
     }
 
     /// What it does for its partition.
@@ -506,7 +512,7 @@ impl Replica {
     fn verified(&mut self, now: Mono, log_generation: u64, log_end: Offset, out: &mut Vec<Output>) {
         assert!(log_end <= self.ends.log_end, "verification made the log longer");
         // Whoever has lost something is not as good as the others until it has it again.
-        self.short |= log_end < self.ends.log_end;
+        self.short |= log_end < self.ends.log_end && !cfg!(hw_mutate = "recovered_while_short");
         self.health = Health::Online;
         self.log_generation = log_generation;
         self.ends = Ends { log_end, flushed_end: log_end };

@@ -201,6 +201,6 @@ pub(super) fn assignment(image: &ClusterImage) -> Option<Assignment> {
         min_in_sync: topic.min_in_sync(),
         durability_effective: partition.durability_effective,
         durability_wanted: topic.config.durability,
-        unclean_epoch: None,
+        unclean_epoch: partition.unclean_epoch,
     })
 }
