@@ -209,6 +209,7 @@ pub(crate) fn data(
         state.store,
         Arc::clone(metrics),
         controller.clone(),
+        config.scrub_interval,
         stop.clone(),
     ));
     let partitions = Arc::new(Partitions::default());

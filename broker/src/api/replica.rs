@@ -1,17 +1,21 @@
-//! What replicas ask of each other apart from subscriptions: starting over, repair.
+//! What replicas ask of each other apart from subscriptions: starting over, repair; and comparing them.
 
 use bytes::Bytes;
 use highwater_protocol::error_code::ErrorCode;
 use highwater_protocol::ids::Offset;
 use highwater_protocol::limits::PUSH_BYTES;
 use highwater_protocol::messages::{
-    EpochEntry, ReplicaReadReply, ReplicaReadRequest, ReplicaResetReply, ReplicaResetRequest,
+    CorruptRange, EpochEntry, ReplicaChecksumReply, ReplicaChecksumRequest, ReplicaReadReply,
+    ReplicaReadRequest, ReplicaResetReply, ReplicaResetRequest,
 };
 
 use super::{ApiError, partition_of};
 use crate::partition::reads::read_error;
 use crate::server::Node;
 use crate::server::principal::{Operation, Principal};
+
+/// Bytes of one step of a comparison.
+const CHECKSUM_BYTES: u64 = 8 << 20;
 
 /// Where a follower starts over whose log ends below the log start; the attachment has the producers as they were there.
 pub(crate) async fn reset(
@@ -65,4 +69,37 @@ pub(crate) async fn read(
     };
     let reply = ReplicaReadReply { log_start: read.log_start.get(), log_end: read.log_end.get() };
     Ok((reply, batches))
+}
+
+/// A checksum over a range of this replica, whoever leads. Whoever may read the records may compare them.
+pub(crate) async fn checksum(
+    node: &Node,
+    principal: &Principal,
+    request: ReplicaChecksumRequest,
+) -> Result<ReplicaChecksumReply, ApiError> {
+    principal.authorise(Operation::Consume)?;
+    let handle = node.partitions.find(partition_of(request.topic_id, request.partition)?)?;
+    let bytes_max = match u64::from(request.bytes_max) {
+        0 => CHECKSUM_BYTES,
+        bytes => bytes.min(CHECKSUM_BYTES),
+    };
+    let end = (request.end > 0).then_some(Offset(request.end));
+    // The semaphore is never closed.
+    let _permit = node.replica_reads.acquire().await;
+    let found = handle.checksum(Offset(request.start), end, bytes_max).await?;
+    let range = &found.range;
+    Ok(ReplicaChecksumReply {
+        start: range.start.get(),
+        end: range.end.get(),
+        checksum: range.checksum,
+        batches: range.batches,
+        corrupt: range
+            .corrupt
+            .iter()
+            .map(|range| CorruptRange { start: range.start.get(), end: range.end.get() })
+            .collect(),
+        log_start: found.log_start.get(),
+        log_end: found.log_end.get(),
+        high_watermark: found.high_watermark.get(),
+    })
 }

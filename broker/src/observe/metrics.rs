@@ -62,6 +62,8 @@ pub struct Metrics {
     pub fetched_batches: Counter,
     /// Bytes of those.
     pub fetched_bytes: Counter,
+    /// Bytes that scrubbing has verified.
+    pub scrubbed_bytes: Counter,
     /// Bytes of batches pushed to subscribers.
     pub pushed_bytes: Counter,
     /// Reads that were served at once, from memory.
@@ -114,6 +116,7 @@ impl Metrics {
             append_writes: Counter::default(),
             fetched_batches: Counter::default(),
             fetched_bytes: Counter::default(),
+            scrubbed_bytes: Counter::default(),
             pushed_bytes: Counter::default(),
             reads_hot: Counter::default(),
             reads_cold: Counter::default(),
@@ -161,6 +164,7 @@ impl Metrics {
             self.fetched_batches.clone(),
         );
         registry.register("fetched", "bytes of batches that a leader pushed", self.fetched_bytes.clone());
+        registry.register("scrubbed", "bytes that scrubbing has verified", self.scrubbed_bytes.clone());
         registry.register("reads_hot", "reads served from memory at once", self.reads_hot.clone());
         registry.register("reads_cold", "reads that went to an I/O thread", self.reads_cold.clone());
         registry.register("flush_failures", "flushes that failed", self.flush_failures.clone());

@@ -14,12 +14,13 @@ use highwater_protocol::ids::{LeaderEpoch, Offset, SubscriptionId, TopicPartitio
 use highwater_protocol::messages::{Acks, Ended, Isolation};
 use tokio::sync::oneshot;
 
-use super::mailbox::{Assigned, Command, LogStart, Produce, RawRead, Shared};
+use super::mailbox::{Assigned, Checksum, Command, LogStart, Produce, RawRead, Shared};
 use super::sessions::Subscribe;
 use super::status::Status;
 use super::ticket::Ticket;
 use crate::api::ApiError;
 use crate::server::outbox::{Outbox, SubscriptionEvent};
+use crate::storage::check_plan::ScrubOutcome;
 use crate::storage::log::StampedBatch;
 use crate::storage::read_plan::ReadPlan;
 use crate::storage::time_plan::TimePlan;
@@ -247,6 +248,22 @@ impl PartitionHandle {
         bytes_max: usize,
     ) -> Result<RawRead, ApiError> {
         self.call(|reply| Command::ReadReplica { from, upto, bytes_max, reply }).await?
+    }
+
+    /// Reads a range of this replica from the disk, verifies it, and returns its checksum; `end` is the high watermark
+    /// that the replica knows if it is not given.
+    pub(crate) async fn checksum(
+        &self,
+        start: Offset,
+        end: Option<Offset>,
+        bytes_max: u64,
+    ) -> Result<Checksum, ApiError> {
+        self.call(|reply| Command::Checksum { start, end, bytes_max, reply }).await?
+    }
+
+    /// Tells the partition what scrubbing a part of its log has found; `None`: it could not be read.
+    pub(super) fn scrubbed(&self, outcome: Option<ScrubOutcome>) {
+        let _closed = self.shared.push(Command::Scrubbed(outcome));
     }
 
     /// Where the leader's log starts, for a follower that starts over.

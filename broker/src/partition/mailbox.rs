@@ -23,6 +23,7 @@ use super::status::Status;
 use super::ticket::Ticket;
 use crate::api::ApiError;
 use crate::replication::links::{FollowEvent, Follower};
+use crate::storage::check_plan::{RangeChecksum, ScrubOutcome};
 use crate::storage::log::StampedBatch;
 use crate::storage::read_plan::ReadPlan;
 use crate::storage::sink::{FlushOutcome, FlushSink};
@@ -100,6 +101,13 @@ pub(super) enum Command {
         bytes_max: usize,
         reply: oneshot::Sender<Result<RawRead, ApiError>>,
     },
+    Checksum {
+        start: Offset,
+        end: Option<Offset>,
+        bytes_max: u64,
+        reply: oneshot::Sender<Result<Checksum, ApiError>>,
+    },
+    Scrubbed(Option<ScrubOutcome>),
     PlanTime {
         timestamp_ms: i64,
         reply: oneshot::Sender<Result<TimePlan, ApiError>>,
@@ -136,6 +144,15 @@ pub(crate) struct RawRead {
     pub(crate) plan: Option<ReadPlan>,
     pub(crate) log_start: Offset,
     pub(crate) log_end: Offset,
+}
+
+/// A checksum over a range of one replica.
+#[derive(Debug)]
+pub(crate) struct Checksum {
+    pub(crate) range: RangeChecksum,
+    pub(crate) log_start: Offset,
+    pub(crate) log_end: Offset,
+    pub(crate) high_watermark: Offset,
 }
 
 /// Where a log starts, for a follower that starts over there.

@@ -9,6 +9,7 @@ pub(crate) mod manager;
 mod opener;
 pub(crate) mod reads;
 mod repair;
+mod scrub;
 pub(crate) mod services;
 pub(crate) mod sessions;
 pub(crate) mod status;

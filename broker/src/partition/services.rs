@@ -13,20 +13,22 @@ use highwater_protocol::error_code::ErrorCode;
 use highwater_protocol::ids::{BrokerEpoch, ClusterId, LeaderEpoch, NodeId, Offset, TopicPartition};
 use highwater_protocol::messages::BrokerIdentity;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
 use super::handle::PartitionHandle;
-use super::mailbox::Assigned;
+use super::mailbox::{Assigned, Checksum};
 use crate::api::ApiError;
 use crate::controller::service::ControllerHandle;
 use crate::env::{Clock, Env};
+use crate::io_thread;
 use crate::observe::metrics::Metrics;
 use crate::replication::fetch;
 use crate::replication::links::{Links, Peers};
 use crate::replication::throttle::Throttle;
+use crate::storage::check_plan::{ChecksumPlan, RangeChecksum, ScrubPlan};
 use crate::storage::file_system::FileSystem;
 use crate::storage::log::Closed as ClosedLog;
 use crate::storage::store::Store;
@@ -69,6 +71,9 @@ pub(crate) struct Services {
     /// What replicas that are being added may fetch.
     pub(super) moves: Throttle,
     pub(super) tasks: TaskTracker,
+    /// How long a pass over everything on the disk takes.
+    pub(super) scrub_interval: Duration,
+    scrubs: Semaphore,
     /// Reports on their way to the controller.
     reports: TaskTracker,
     sessions: AtomicU64,
@@ -88,6 +93,7 @@ impl Services {
         store: Arc<Store>,
         metrics: Arc<Metrics>,
         controller: ControllerHandle,
+        scrub_interval: Duration,
         shutdown: CancellationToken,
     ) -> Self {
         let tasks = TaskTracker::new();
@@ -104,6 +110,8 @@ impl Services {
             links,
             moves: Throttle::default(),
             tasks,
+            scrub_interval,
+            scrubs: Semaphore::new(1),
             reports: TaskTracker::new(),
             sessions: AtomicU64::new(1),
             runtime: tokio::runtime::Handle::current(),
@@ -303,6 +311,39 @@ impl Services {
             if let Err(error) = services.propose(command).await {
                 debug!(%partition, ?problem, %error, "a report about a replica was refused");
             }
+        });
+    }
+
+    /// Has a part of a log verified, and tells the partition. One at a time on a broker: nobody waits for it.
+    pub(super) fn scrub(self: &Arc<Self>, handle: PartitionHandle, plan: ScrubPlan) {
+        let services = Arc::clone(self);
+        self.spawn(async move {
+            // The semaphore is never closed.
+            let _permit = services.scrubs.acquire().await;
+            let outcome = io_thread::run(&*services.file_system, move || plan.execute()).await;
+            if let Some(Err(error)) = &outcome {
+                debug!(partition = %handle.partition(), %error, "scrubbing was cut short");
+            }
+            handle.scrubbed(outcome.and_then(Result::ok));
+        });
+    }
+
+    /// Has a range of a log verified, and answers with its checksum.
+    pub(super) fn checksum(
+        self: &Arc<Self>,
+        plan: ChecksumPlan,
+        reply: oneshot::Sender<Result<Checksum, ApiError>>,
+        complete: impl FnOnce(RangeChecksum) -> Checksum + Send + 'static,
+    ) {
+        let services = Arc::clone(self);
+        self.spawn(async move {
+            let failed = |text: String| ApiError::new(ErrorCode::StorageError, text);
+            let found = match io_thread::run(&*services.file_system, move || plan.execute()).await {
+                Some(Ok(range)) => Ok(complete(range)),
+                Some(Err(error)) => Err(failed(error.to_string())),
+                None => Err(failed("the I/O thread ended".to_owned())),
+            };
+            let _gone = reply.send(found);
         });
     }
 

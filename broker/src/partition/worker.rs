@@ -21,6 +21,7 @@ use super::handle::{Closed, Parked, PartitionHandle};
 use super::leading::LeaderSession;
 use super::mailbox::{Command, Contents, Shared};
 use super::repair::Repair;
+use super::scrub::Scrub;
 use super::services::Services;
 pub(super) use super::suspect::DiskJob;
 use super::waiters::Waiters;
@@ -79,6 +80,7 @@ pub(super) struct Worker {
     pub(super) watermark_at: Option<Mono>,
     pub(super) disk_jobs: VecDeque<DiskJob>,
     pub(super) repair: Repair,
+    pub(super) scrub: Scrub,
 }
 
 impl Worker {
@@ -118,6 +120,7 @@ impl Worker {
             watermark_at: None,
             disk_jobs: VecDeque::new(),
             repair: Repair::default(),
+            scrub: Scrub::default(),
         }
     }
 
@@ -127,6 +130,7 @@ impl Worker {
 
     /// Serves the partition until it is closed.
     pub(super) async fn run(mut self: Box<Self>) {
+        self.plan_scrub(self.services.clock.mono());
         self.publish();
         let shared = Arc::clone(&self.shared);
         let _alarm = Alarm { shared: Arc::clone(&shared), services: Arc::clone(&self.services) };
@@ -172,6 +176,7 @@ impl Worker {
             self.follow_deadline(),
             self.watermark_at,
             self.repair.deadline(),
+            self.scrub.deadline(),
         ]
         .into_iter()
         .flatten()
@@ -202,6 +207,7 @@ impl Worker {
         self.waiters.expire(now);
         self.flush_by_interval(now);
         self.repair_holes(now);
+        self.scrub_due(now);
         self.offer_to_parked(now);
         self.send_ack();
     }
@@ -221,6 +227,8 @@ impl Worker {
             Command::ReadReplica { from, upto, bytes_max, reply } => {
                 let _gone = reply.send(self.plan_raw_read(from, upto, bytes_max));
             }
+            Command::Checksum { start, end, bytes_max, reply } => self.checksum(start, end, bytes_max, reply),
+            Command::Scrubbed(outcome) => self.scrubbed(now, outcome),
             Command::PlanTime { timestamp_ms, reply } => {
                 let _gone = reply.send(self.plan_time(timestamp_ms));
             }
@@ -336,7 +344,7 @@ impl Worker {
         }
     }
 
-    fn maintain(&mut self, now: Mono, wall: Wall) {
+    pub(super) fn maintain(&mut self, now: Mono, wall: Wall) {
         if self.replica.health() != Health::Online || !self.disk_jobs.is_empty() {
             return;
         }

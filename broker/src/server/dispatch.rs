@@ -16,7 +16,8 @@ use highwater_protocol::messages::{
     Credit, DeleteTopicRequest, DescribeClusterRequest, DescribeTopicsRequest, HandshakeReply,
     HandshakeRequest, HeartbeatRequest, InitProducerRequest, ListOffsetsRequest, MetadataRequest, PingReply,
     PingRequest, ProduceRequest, ProposeRequest, RaftRequest, ReadRequest, RegisterBrokerRequest, ReplicaAck,
-    ReplicaReadRequest, ReplicaResetRequest, SubscribeRequest, UnsubscribeReply, UnsubscribeRequest,
+    ReplicaChecksumRequest, ReplicaReadRequest, ReplicaResetRequest, SubscribeRequest, UnsubscribeReply,
+    UnsubscribeRequest,
 };
 use tracing::debug;
 
@@ -163,6 +164,7 @@ impl Session {
             | ApiKey::DELETE_TOPIC
             | ApiKey::ALTER_CLUSTER
             | ApiKey::LIST_OFFSETS
+            | ApiKey::REPLICA_CHECKSUM
             | ApiKey::INIT_PRODUCER => self.serve_later(principal, frame)?,
             ApiKey::READ | ApiKey::REPLICA_READ | ApiKey::REPLICA_RESET => {
                 self.serve_bytes(principal, frame)?
@@ -209,6 +211,10 @@ impl Session {
             ApiKey::ALTER_CLUSTER => self
                 .later::<AlterClusterRequest, _>(frame, |node, request| async move {
                     api::cluster::alter(&node, &principal, request).await
+                }),
+            ApiKey::REPLICA_CHECKSUM => self
+                .later::<ReplicaChecksumRequest, _>(frame, |node, request| async move {
+                    api::replica::checksum(&node, &principal, request).await
                 }),
             _ => self.later::<ListOffsetsRequest, _>(frame, |node, request| async move {
                 api::list_offsets::handle(&node, &principal, request).await
