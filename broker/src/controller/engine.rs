@@ -16,7 +16,7 @@ use super::consensus::{Raft, StoreFailure};
 use super::core::{Core, View};
 use super::network::Network;
 use super::proposals::{self, Proposal};
-use super::store::{Machine, RaftLog, RaftStore, StoreError};
+use super::store::{Machine, OpenStore, RaftLog, RaftStore, StoreError};
 use super::{bootstrap, import, leader, membership, registration};
 use crate::storage::file_system::FileSystem;
 use crate::storage::store::Store;
@@ -35,6 +35,8 @@ const ENTRIES_KEPT: u64 = 500;
 const SNAPSHOT_PIECE_BYTES: u64 = 1 << 20;
 /// How long a piece may take.
 const SNAPSHOT_PIECE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Between two looks whether the last engine has closed its store.
+const CLOSE_PAUSE: Duration = Duration::from_millis(20);
 /// Before an engine that has failed is started again.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
 
@@ -57,7 +59,7 @@ impl Engine {
         let work = async {
             tasks.spawn(proposals::run(Arc::clone(&self.core), self.proposals));
             let flush_failed = Arc::new(AtomicBool::new(false));
-            let mut first = true;
+            let (mut first, mut last) = (true, OpenStore::default());
             loop {
                 let session = Session {
                     core: &self.core,
@@ -66,7 +68,7 @@ impl Engine {
                     root: &self.root,
                     tasks: &tasks,
                 };
-                match session.run(&flush_failed, first).await {
+                match session.run(&flush_failed, first, &mut last).await {
                     Ok(()) => {}
                     Err(Stopped::Never(why)) => {
                         self.core.give_up(why);
@@ -91,6 +93,9 @@ impl Engine {
                 }
                 first = false;
                 tokio::time::sleep(RESTART_PAUSE).await;
+                while last.is_open() {
+                    tokio::time::sleep(CLOSE_PAUSE).await;
+                }
             }
         };
         stop.run_until_cancelled(work).await;
@@ -126,11 +131,17 @@ struct Session<'a> {
 
 impl Session<'_> {
     /// Returns when the engine has failed.
-    async fn run(&self, flush_failed: &Arc<AtomicBool>, first: bool) -> Result<(), Stopped> {
+    async fn run(
+        &self,
+        flush_failed: &Arc<AtomicBool>,
+        first: bool,
+        open: &mut OpenStore,
+    ) -> Result<(), Stopped> {
         let (fs, root) = (Arc::clone(self.file_system), self.root.clone());
         let flush_failed = Arc::clone(flush_failed);
         let opened = tokio::task::spawn_blocking(move || RaftStore::open(&*fs, &root, flush_failed)).await;
         let store = opened.unwrap_or(Err(StoreError::Gone))?;
+        *open = store.watch();
         let present = {
             let store = store.clone();
             tokio::task::spawn_blocking(move || store.formatted()).await.unwrap_or(Err(StoreError::Gone))?
@@ -162,7 +173,9 @@ impl Session<'_> {
             self.start_tasks(old);
         }
         let came_up = async {
-            bootstrap::come_up(self.core, &raft, &formatted).await.map_err(Stopped::Never)?;
+            if !initialised {
+                bootstrap::come_up(self.core, &raft, &formatted).await.map_err(Stopped::Never)?;
+            }
             std::future::pending().await
         };
         let result = tokio::select! {

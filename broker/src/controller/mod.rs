@@ -20,3 +20,6 @@ mod store;
 
 pub(crate) use self::core::{BootReport, Setup};
 pub(crate) use store::ListedVoter;
+
+/// The target of log lines of the consensus engine.
+pub(crate) const CONSENSUS_LOGS: &str = "openraft";

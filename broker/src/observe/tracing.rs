@@ -6,6 +6,8 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use crate::controller::CONSENSUS_LOGS;
+
 /// How log lines look.
 #[derive(
     Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize, clap::ValueEnum,
@@ -43,7 +45,10 @@ pub enum LogError {
 /// # Errors
 /// When `filter` does not parse or a subscriber is there already.
 pub fn init(format: LogFormat, filter: &str) -> Result<(), LogError> {
-    let filter = EnvFilter::try_new(filter)
+    // What matters of it is told in this broker's own words; whoever looks for more names it.
+    let quiet =
+        if filter.contains(CONSENSUS_LOGS) { String::new() } else { format!("{CONSENSUS_LOGS}=off,") };
+    let filter = EnvFilter::try_new(format!("{quiet}{filter}"))
         .map_err(|source| LogError::Filter { filter: filter.to_owned(), source })?;
     let registry = tracing_subscriber::registry().with(filter);
     match format {

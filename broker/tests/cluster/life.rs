@@ -5,9 +5,10 @@ use std::time::Duration;
 use highwater_broker::config::{Config, Settings, Span};
 use highwater_broker::env::Env;
 use highwater_broker::{Broker, config};
-use highwater_protocol::messages::{CreateTopicRequest, MetadataRequest};
+use highwater_broker_core::log::envelope;
+use highwater_protocol::messages::{CreateTopicRequest, DeleteTopicRequest, MetadataRequest};
 
-use super::support::{Place, ask, kill, start, until};
+use super::support::{Place, ask, free, kill, refused, start, until};
 
 const THREE: [u32; 3] = [1, 2, 3];
 
@@ -125,4 +126,53 @@ fn a_list_of_voters_has_to_name_the_broker_itself() {
     let settings = Settings { node_id: Some(3), ..place.settings(1, &[1]) };
     let refused = config::Config::from_settings(settings).unwrap_err().to_string();
     assert!(refused.contains("broker 3 is not in the list"), "{refused}");
+}
+
+/// The file with the topics of a broker on its own, as versions before this one wrote it.
+fn old_topics(cluster_id: u128, topic_id: u128, name: &str) -> Vec<u8> {
+    let text = |out: &mut Vec<u8>, text: &str| {
+        out.extend((text.len() as u32).to_le_bytes());
+        out.extend(text.as_bytes());
+    };
+    let mut out = Vec::new();
+    out.extend(1u64.to_le_bytes());
+    out.extend(cluster_id.to_be_bytes());
+    out.extend(1u32.to_le_bytes());
+    out.extend(topic_id.to_be_bytes());
+    text(&mut out, name);
+    out.extend(1u32.to_le_bytes());
+    out.extend(0i64.to_le_bytes());
+    out.extend(0u32.to_le_bytes());
+    out.extend(1u32.to_le_bytes());
+    out.extend(1u32.to_le_bytes());
+    out.extend(1u32.to_le_bytes());
+    text(&mut out, "fsync");
+    envelope::wrap(*b"HWTI", 1, &out)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_topics_of_a_broker_from_before_are_taken_over_once() {
+    let place = Place::new(3);
+    let state = place.folder.path().join("1/state");
+    std::fs::create_dir_all(&state).unwrap();
+    std::fs::write(state.join("topics"), old_topics(0xc1, 0x70, "old")).unwrap();
+    // As one of three the broker would have to share what it alone has.
+    let why = refused(place.settings(1, &THREE)).await;
+    assert!(why.contains("start it once without --voters and --join"), "{why}");
+    assert!(state.join("topics").exists(), "nothing is touched by a start that is refused");
+    free(&place, 1).await;
+    let ask_old = MetadataRequest { names: vec!["old".to_owned()], ..MetadataRequest::default() };
+    for start in 1..=2 {
+        let mut brokers = place.start(&[1], &[]).await;
+        assert_eq!(place.see_active(1, &[1]).await.cluster_id.map(u128::from), Some(0xc1));
+        let reply = ask(&place.addresses[&1], &ask_old).await.unwrap();
+        let found = if start == 1 { Some(0x70) } else { None };
+        assert_eq!(reply.topics[0].topic_id.map(u128::from), found, "start {start}");
+        assert!(state.join("topics-imported").exists() && !state.join("topics").exists());
+        if start == 1 {
+            let delete = DeleteTopicRequest { name: "old".to_owned(), ..DeleteTopicRequest::default() };
+            assert!(ask(&place.addresses[&1], &delete).await.is_some());
+        }
+        kill(&place, 1, brokers.remove(&1).unwrap()).await;
+    }
 }

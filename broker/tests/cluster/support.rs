@@ -12,7 +12,8 @@ use highwater_broker::env::Env;
 use highwater_broker::{Broker, StartError};
 use highwater_client::wire::{Connection, Connector, NoEvents, Settings as LinkSettings, TcpConnector};
 use highwater_protocol::api::Request;
-use highwater_protocol::messages::{DescribeClusterReply, DescribeClusterRequest};
+use highwater_protocol::error_code::ErrorCode;
+use highwater_protocol::messages::{BrokerIdentity, DescribeClusterReply, DescribeClusterRequest};
 use tempfile::TempDir;
 use tokio::time::Instant;
 
@@ -114,10 +115,14 @@ pub(crate) async fn start(settings: Settings) -> Result<Broker, StartError> {
 
 /// Why a broker does not start.
 pub(crate) async fn refused(settings: Settings) -> String {
-    match start(settings).await {
+    let address = settings.listen.clone().unwrap();
+    let why = match start(settings).await {
         Ok(_) => panic!("it has started"),
         Err(error) => error.to_string(),
-    }
+    };
+    // Whoever is to start next finds the address free.
+    until("the address is free", || async { TcpListener::bind(&address).ok() }).await;
+    why
 }
 
 /// Stops as a crash does.
@@ -139,11 +144,28 @@ pub(crate) async fn free(place: &Place, node: u32) {
 
 /// Asks whoever listens at `address`.
 pub(crate) async fn ask<R: Request>(address: &str, request: &R) -> Option<R::Response> {
+    let connection = connect(address, None).await?;
+    connection.request(request, soon()).await.ok().map(|(reply, _)| reply)
+}
+
+/// What `address` refuses a request with.
+pub(crate) async fn refusal<R: Request>(
+    address: &str,
+    broker: Option<BrokerIdentity>,
+    request: &R,
+) -> Option<ErrorCode> {
+    let connection = connect(address, broker).await?;
+    connection.request(request, soon()).await.err()?.code()
+}
+
+async fn connect(address: &str, broker: Option<BrokerIdentity>) -> Option<Connection> {
     let link = TcpConnector.connect(address).await.ok()?;
-    let connection =
-        Connection::open(link, address, &LinkSettings::default(), Arc::new(NoEvents)).await.ok()?;
-    let deadline = Instant::now() + Duration::from_secs(15);
-    connection.request(request, deadline).await.ok().map(|(reply, _)| reply)
+    let settings = LinkSettings { broker, ..LinkSettings::default() };
+    Connection::open(link, address, &settings, Arc::new(NoEvents)).await.ok()
+}
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(15)
 }
 
 /// Asks again and again until there is an answer.

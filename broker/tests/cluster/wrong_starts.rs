@@ -4,7 +4,10 @@ use std::path::Path;
 
 use highwater_broker::config::Settings;
 
-use super::support::{Place, free, kill, refused, start};
+use highwater_protocol::error_code::ErrorCode;
+use highwater_protocol::messages::{BrokerIdentity, RaftRequest};
+
+use super::support::{Place, free, kill, refusal, refused, start};
 
 const THREE: [u32; 3] = [1, 2, 3];
 
@@ -123,4 +126,19 @@ async fn another_secret_keeps_a_broker_out() {
     assert!(why.contains("another cluster secret") && !why.contains("ours"), "{why}");
     let _second = start(with("ours")).await.unwrap();
     place.see_active(1, &[1, 2]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_of_consensus_are_for_one_directory_and_come_from_brokers() {
+    let place = Place::new(1);
+    let _broker = place.start(&[1], &[]).await;
+    let request = RaftRequest { kind: 2, to_directory: Some(7.into()), ..RaftRequest::default() };
+    let address = &place.addresses[&1];
+    let code = |identity| {
+        let request = request.clone();
+        async move { refusal(address, identity, &request).await }
+    };
+    assert_eq!(code(None).await, Some(ErrorCode::NotAuthorized));
+    let broker = BrokerIdentity { node_id: 2, ..BrokerIdentity::default() };
+    assert_eq!(code(Some(broker)).await, Some(ErrorCode::BrokerConflict));
 }

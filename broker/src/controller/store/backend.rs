@@ -15,12 +15,15 @@ pub(super) struct Backend {
     file: Arc<dyn File>,
     /// Set by a sync that failed.
     flush_failed: Arc<AtomicBool>,
+    /// While a database is being made nothing has to be durable: it is synced as a whole before it gets its name.
+    making: Arc<AtomicBool>,
 }
 
 impl Backend {
     /// An existing file.
     pub(super) fn open(fs: &dyn FileSystem, path: &Path, flush_failed: Arc<AtomicBool>) -> io::Result<Self> {
-        Ok(Self { file: fs.open(path, OpenMode::ReadWrite)?, flush_failed })
+        let making = Arc::default();
+        Ok(Self { file: fs.open(path, OpenMode::ReadWrite)?, flush_failed, making })
     }
 
     /// An empty file, whether there is one or not.
@@ -29,7 +32,27 @@ impl Backend {
         path: &Path,
         flush_failed: Arc<AtomicBool>,
     ) -> io::Result<Self> {
-        Ok(Self { file: fs.open(path, OpenMode::CreateTruncated)?, flush_failed })
+        let making = Arc::new(AtomicBool::new(true));
+        Ok(Self { file: fs.open(path, OpenMode::CreateTruncated)?, flush_failed, making })
+    }
+
+    /// What ends the making.
+    pub(super) fn made(&self) -> Made {
+        Made { file: Arc::clone(&self.file), making: Arc::clone(&self.making) }
+    }
+}
+
+/// Ends the making of a database.
+pub(super) struct Made {
+    file: Arc<dyn File>,
+    making: Arc<AtomicBool>,
+}
+
+impl Made {
+    /// Makes everything written so far durable; from here on every sync of the database is one.
+    pub(super) fn sync(self) -> io::Result<()> {
+        self.making.store(false, Ordering::Release);
+        self.file.sync()
     }
 }
 
@@ -56,6 +79,9 @@ impl StorageBackend for Backend {
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        if self.making.load(Ordering::Acquire) {
+            return Ok(());
+        }
         self.file.sync().inspect_err(|_| self.flush_failed.store(true, Ordering::Release))
     }
 

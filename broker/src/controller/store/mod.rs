@@ -10,8 +10,8 @@ mod tests;
 
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 
 use highwater_protocol::ids::{DirectoryId, NodeId};
 use parking_lot::Mutex;
@@ -113,6 +113,16 @@ struct Shared {
     committed: Mutex<Option<LogId>>,
 }
 
+/// Tells whether a store is still open.
+#[derive(Default)]
+pub(crate) struct OpenStore(Weak<Shared>);
+
+impl OpenStore {
+    pub(crate) fn is_open(&self) -> bool {
+        self.0.strong_count() > 0
+    }
+}
+
 impl std::fmt::Debug for RaftStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("RaftStore").finish_non_exhaustive()
@@ -141,6 +151,11 @@ impl RaftStore {
         Ok(store)
     }
 
+    /// Tells when nobody has the database any more: it must not be opened twice.
+    pub(crate) fn watch(&self) -> OpenStore {
+        OpenStore(Arc::downgrade(&self.shared))
+    }
+
     /// What the directory was formatted for, if it was. Blocks on the disk.
     pub(crate) fn formatted(&self) -> Result<Option<Formatted>, StoreError> {
         self.get(FORMATTED)
@@ -148,7 +163,7 @@ impl RaftStore {
 
     /// Notes what the directory is for. On stable storage when this returns; blocks.
     pub(crate) fn format(&self, formatted: &Formatted) -> Result<(), StoreError> {
-        self.write(true, |writing| writing.put(FORMATTED, formatted))
+        self.write(false, |writing| writing.put(FORMATTED, formatted))
     }
 
     /// One value of the table of state.
@@ -236,11 +251,14 @@ fn make_database(
     flush_failed: &Arc<AtomicBool>,
 ) -> Result<Database, StoreError> {
     let temporary = root.join(TEMPORARY);
-    let database = open_database(Backend::create(fs, &temporary, Arc::clone(flush_failed))?)?;
+    let backend = Backend::create(fs, &temporary, Arc::clone(flush_failed))?;
+    let made = backend.made();
+    let database = open_database(backend)?;
     let transaction = database.begin_write()?;
     transaction.open_table(LOG)?;
     transaction.open_table(STATE)?;
     transaction.commit()?;
+    made.sync()?;
     fs.rename(&temporary, &root.join(FILE))?;
     fs.sync_directory(root)?;
     Ok(database)
