@@ -23,7 +23,7 @@ fn record(value: &str) -> ProducerRecord<'_> {
 async fn a_send_that_is_dropped_while_it_waits_admits_nothing() {
     let mut broker = Broker::new(Behaviour::default());
     let client = broker.client().await;
-    let producer = client.producer().memory_bytes(3000).batch_bytes(1000).build();
+    let producer = client.producer().idempotent(false).memory_bytes(3000).batch_bytes(1000).build();
     let value = "x".repeat(2500);
     let first = producer.send(record(&value)).await.unwrap();
     for _ in 0..3 {
@@ -44,7 +44,7 @@ async fn a_send_that_is_dropped_while_it_waits_admits_nothing() {
 async fn a_flush_that_is_dropped_leaves_the_records_on_their_way() {
     let mut broker = Broker::new(Behaviour::default());
     let client = broker.client().await;
-    let producer = client.producer().linger(Duration::from_secs(3600)).build();
+    let producer = client.producer().idempotent(false).linger(Duration::from_secs(3600)).build();
     let delivery = producer.send(record("a")).await.unwrap();
     assert!(tokio::time::timeout(Duration::from_millis(10), producer.flush()).await.is_err());
     broker.next_produce().await.acknowledge(0).await;
@@ -82,7 +82,7 @@ async fn reading_that_is_dropped_again_and_again_loses_nothing() {
 async fn a_delivery_can_be_polled_put_aside_and_awaited_later() {
     let mut broker = Broker::new(Behaviour::default());
     let client = broker.client().await;
-    let producer = client.producer().build();
+    let producer = client.producer().idempotent(false).build();
     let mut delivery = producer.send(record("a")).await.unwrap();
     for _ in 0..10 {
         assert!(tokio::time::timeout(Duration::from_millis(1), &mut delivery).await.is_err());
@@ -136,7 +136,7 @@ async fn a_producer_dropped_with_pending_records_warns_and_a_closed_one_does_not
     let (count, records) = (Arc::clone(&warnings.count), Arc::clone(&warnings.records));
     let _guard = tracing::subscriber::set_default(warnings);
 
-    let closed = client.producer().build();
+    let closed = client.producer().idempotent(false).build();
     let delivery = closed.send(record("a")).await.unwrap();
     let answering = async { broker.next_produce().await.acknowledge(0).await };
     let (result, ()) = tokio::join!(closed.close(), answering);
@@ -145,7 +145,7 @@ async fn a_producer_dropped_with_pending_records_warns_and_a_closed_one_does_not
     drop(closed);
     assert_eq!(count.load(Ordering::SeqCst), 0);
 
-    let pending = client.producer().linger(Duration::from_secs(3600)).build();
+    let pending = client.producer().idempotent(false).linger(Duration::from_secs(3600)).build();
     let _deliveries = [pending.send(record("b")).await.unwrap(), pending.send(record("c")).await.unwrap()];
     drop(pending);
     assert_eq!((count.load(Ordering::SeqCst), records.load(Ordering::SeqCst)), (1, 2));

@@ -32,7 +32,8 @@ fn random(state: &mut u64) -> u64 {
 /// record goes through.
 async fn unbelievable(answer: impl AsyncFnOnce(&Produced)) {
     let mut broker = Broker::new(Behaviour::default());
-    let producer = broker.client().await.producer().delivery_timeout(Duration::from_secs(5)).build();
+    let producer =
+        broker.client().await.producer().idempotent(false).delivery_timeout(Duration::from_secs(5)).build();
     let delivery = producer.send(record("a")).await.unwrap();
     let produced = broker.next_produce().await;
     answer(&produced).await;
@@ -108,7 +109,7 @@ async fn random_bytes_end_the_connection_and_nothing_else() {
 #[tokio::test(start_paused = true)]
 async fn an_answer_to_nobody_is_passed_over() {
     let mut broker = Broker::new(Behaviour::default());
-    let producer = broker.client().await.producer().build();
+    let producer = broker.client().await.producer().idempotent(false).build();
     let delivery = producer.send(record("a")).await.unwrap();
     let produced = broker.next_produce().await;
     let mut other = produced.incoming.frame.clone();

@@ -17,7 +17,7 @@ fn record(value: &str) -> ProducerRecord<'_> {
 
 /// A producer whose batches have one record each.
 fn one_by_one(client: &Client) -> Producer {
-    client.producer().batch_bytes(1).build()
+    client.producer().idempotent(false).batch_bytes(1).build()
 }
 
 async fn started() -> (Broker, Client, Producer) {
@@ -30,7 +30,7 @@ async fn started() -> (Broker, Client, Producer) {
 #[tokio::test(start_paused = true)]
 async fn a_receipt_says_where_the_record_is_and_how_safe() {
     let (mut broker, client, _) = started().await;
-    let producer = client.producer().linger(Duration::from_millis(5)).build();
+    let producer = client.producer().idempotent(false).linger(Duration::from_millis(5)).build();
     let first = producer.send(record("a")).await.unwrap();
     let second = producer.send(record("b")).await.unwrap();
     let produced = broker.next_produce().await;
@@ -80,7 +80,7 @@ async fn batches_that_are_not_full_gather_while_others_are_on_their_way() {
     let broker = Broker::new(Behaviour::default());
     let client = broker.client().await;
     let mut broker = broker;
-    let producer = client.producer().build();
+    let producer = client.producer().idempotent(false).build();
     let mut requests = Vec::new();
     for value in ["a", "b", "c", "d"] {
         let _delivery = producer.send(record(value)).await.unwrap();
@@ -121,7 +121,7 @@ async fn refused_batches_go_again_in_order_from_the_refused_number() {
 #[tokio::test(start_paused = true)]
 async fn a_broker_that_stays_full_fails_records_at_their_deadline_and_says_why() {
     let (mut broker, client, _) = started().await;
-    let producer = client.producer().delivery_timeout(Duration::from_secs(5)).build();
+    let producer = client.producer().idempotent(false).delivery_timeout(Duration::from_secs(5)).build();
     let delivery = producer.send(record("a")).await.unwrap();
     let refusing = tokio::spawn(async move {
         let mut attempts = 0;
@@ -205,7 +205,7 @@ async fn a_time_out_at_the_broker_is_an_unknown_outcome_and_the_next_batch_goes_
 #[tokio::test(start_paused = true)]
 async fn a_broker_that_never_answers_is_given_up_after_its_time() {
     let (mut broker, client, _) = started().await;
-    let producer = client.producer().delivery_timeout(Duration::from_secs(10)).build();
+    let producer = client.producer().idempotent(false).delivery_timeout(Duration::from_secs(10)).build();
     let begun = tokio::time::Instant::now();
     let delivery = producer.send(record("a")).await.unwrap();
     let produced = broker.next_produce().await;
@@ -252,7 +252,8 @@ async fn the_produce_window_is_kept_and_overdrawn_by_one_batch_at_the_most() {
 async fn a_window_that_stays_closed_fails_records_at_their_deadline() {
     let mut broker = Broker::new(Behaviour { produce_window: 1, ..Behaviour::default() });
     let client = broker.client().await;
-    let producer = client.producer().batch_bytes(1).delivery_timeout(Duration::from_secs(4)).build();
+    let producer =
+        client.producer().idempotent(false).batch_bytes(1).delivery_timeout(Duration::from_secs(4)).build();
     let first = producer.send(record("a")).await.unwrap();
     let behind = producer.send(record("b")).await.unwrap();
     broker.next_produce().await.acknowledge(0).await;
@@ -267,7 +268,7 @@ async fn a_window_that_stays_closed_fails_records_at_their_deadline() {
 async fn one_request_carries_batches_of_many_partitions_in_order() {
     let mut broker = Broker::new(Behaviour { partitions: 4, ..Behaviour::default() });
     let client = broker.client().await;
-    let producer = client.producer().linger(Duration::from_millis(10)).build();
+    let producer = client.producer().idempotent(false).linger(Duration::from_millis(10)).build();
     let mut deliveries = Vec::new();
     for number in 0..12u32 {
         let value = number.to_string();
@@ -293,7 +294,7 @@ async fn one_request_carries_batches_of_many_partitions_in_order() {
 #[tokio::test(start_paused = true)]
 async fn memory_is_bounded_and_room_comes_back_with_acknowledgements() {
     let (mut broker, client, _) = started().await;
-    let producer = client.producer().memory_bytes(50_000).batch_bytes(10_000).build();
+    let producer = client.producer().idempotent(false).memory_bytes(50_000).batch_bytes(10_000).build();
     let value = "x".repeat(9_000);
     let mut deliveries = Vec::new();
     for _ in 0..5 {
@@ -312,7 +313,7 @@ async fn memory_is_bounded_and_room_comes_back_with_acknowledgements() {
 #[tokio::test(start_paused = true)]
 async fn an_unreachable_broker_fails_records_at_their_deadline_not_as_unknown() {
     let (broker, client, _) = started().await;
-    let producer = client.producer().delivery_timeout(Duration::from_secs(3)).build();
+    let producer = client.producer().idempotent(false).delivery_timeout(Duration::from_secs(3)).build();
     broker.change(|behaviour| behaviour.refuse_connections = true);
     let delivery = producer.send(record("a")).await.unwrap();
     let error = delivery.await.unwrap_err();
@@ -379,7 +380,7 @@ async fn a_goodbye_becomes_the_reason() {
 #[tokio::test(start_paused = true)]
 async fn flush_waits_for_what_was_admitted_and_tells_the_first_failure() {
     let (mut broker, client, _) = started().await;
-    let producer = client.producer().linger(Duration::from_secs(3600)).build();
+    let producer = client.producer().idempotent(false).linger(Duration::from_secs(3600)).build();
     let _a = producer.send(record("a")).await.unwrap();
     let answering = async {
         let produced = broker.next_produce().await;
@@ -402,7 +403,7 @@ async fn a_dropped_producer_leaves_no_delivery_hanging() {
     let (mut broker, client, producer) = started().await;
     let sent = producer.send(record("a")).await.unwrap();
     let _produced = broker.next_produce().await;
-    let lingering = client.producer().linger(Duration::from_secs(3600)).build();
+    let lingering = client.producer().idempotent(false).linger(Duration::from_secs(3600)).build();
     let unsent = lingering.send(record("b")).await.unwrap();
     drop(producer);
     drop(lingering);
@@ -414,7 +415,7 @@ async fn a_dropped_producer_leaves_no_delivery_hanging() {
 async fn a_batch_call_tells_what_became_of_each_record() {
     let mut broker = Broker::new(Behaviour::default());
     let client = broker.client().await;
-    let producer = client.producer().batch_bytes(400).build();
+    let producer = client.producer().idempotent(false).batch_bytes(400).build();
     let values: Vec<String> = (0..30).map(|number| format!("value {number:03}")).collect();
     let records = values.iter().map(|value| record(value));
     let delivery = producer.send_batch(TOPIC, Some(PartitionId(0)), records).await.unwrap();

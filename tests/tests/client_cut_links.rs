@@ -92,7 +92,7 @@ async fn run(seed: u64) {
         Client::builder(["broker:1"]).connector(connector).random_seed(seed).connect().await.unwrap();
     let reading = tokio::spawn(read_all(client.clone()));
 
-    let producer = client.producer().batch_bytes(600).memory_bytes(100_000).build();
+    let producer = client.producer().idempotent(false).batch_bytes(600).memory_bytes(100_000).build();
     let mut deliveries = Vec::with_capacity(RECORDS);
     while deliveries.len() < RECORDS || links.links.load(Ordering::Relaxed) <= links.cuts {
         assert!(deliveries.len() < RECORDS_MAX, "links are not cut");

@@ -42,7 +42,7 @@ impl ProducerBuilder {
             max_in_flight: 64,
             delivery_timeout: Duration::from_secs(120),
             compression: Compression::None,
-            idempotent: false,
+            idempotent: true,
         };
         Self { client, settings }
     }
