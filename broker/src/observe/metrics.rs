@@ -84,6 +84,8 @@ pub struct Metrics {
     pub partitions_suspect: Gauge,
     /// Ranges of offsets that cannot be read because their bytes are corrupt.
     pub corrupt_ranges: Gauge,
+    /// Corrupt ranges that were fetched again from another replica.
+    pub refilled_ranges: Counter,
     /// 1 while free disk space is below the reserve.
     pub read_only: Gauge,
     /// Bytes free on the data directory's file system.
@@ -128,6 +130,7 @@ impl Metrics {
             follower_sessions: Gauge::default(),
             partitions_suspect: Gauge::default(),
             corrupt_ranges: Gauge::default(),
+            refilled_ranges: Counter::default(),
             read_only: Gauge::default(),
             disk_available_bytes: Gauge::default(),
         };
@@ -190,6 +193,11 @@ impl Metrics {
             "corrupt_ranges",
             "ranges of offsets that cannot be read",
             self.corrupt_ranges.clone(),
+        );
+        registry.register(
+            "refilled_ranges",
+            "corrupt ranges that were fetched again from another replica",
+            self.refilled_ranges.clone(),
         );
         registry.register(
             "read_only",

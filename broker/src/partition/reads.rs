@@ -50,11 +50,13 @@ impl Worker {
             waits |= moved_for_follower && !due;
         }
         self.watermark_at = if waits { self.watermark_at.or(Some(now.after(WATERMARK_PAUSE))) } else { None };
+        self.watermark_due = due;
         for key in answerable {
             if let Some(ask) = self.parked.asks.remove(&key) {
                 self.answer_ask(ask);
             }
         }
+        self.watermark_due = false;
     }
 
     /// After a verification the log may be shorter: who has read past its end has read what is gone.
@@ -133,7 +135,7 @@ impl Worker {
             return None;
         }
         if ask.from >= end || ask.bytes_max == 0 {
-            let is_due = ask.isolation != Isolation::LogEnd || self.watermark_at.is_some();
+            let is_due = ask.isolation != Isolation::LogEnd || self.watermark_due;
             if !self.watermark_moved(&ask) || !is_due {
                 return Some(ask);
             }

@@ -118,6 +118,7 @@ impl Worker {
         match filled {
             Ok(upto) => {
                 info!(topic, %partition, %start, %end, %upto, "a corrupt range was fetched again and is good");
+                worker.services.metrics.refilled_ranges.inc();
                 let left = worker.log.holes().len();
                 worker.services.metrics.corrupt_ranges.dec_by(before as i64 - left as i64);
                 worker.report_holes();

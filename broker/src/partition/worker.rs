@@ -78,6 +78,8 @@ pub(super) struct Worker {
     pub(super) sessions: Vec<LeaderSession>,
     /// Followers are told of a watermark that moved, without batches, no earlier than this.
     pub(super) watermark_at: Option<Mono>,
+    /// That time has come.
+    pub(super) watermark_due: bool,
     pub(super) disk_jobs: VecDeque<DiskJob>,
     pub(super) repair: Repair,
     pub(super) scrub: Scrub,
@@ -118,6 +120,7 @@ impl Worker {
             reset_asked: None,
             sessions: Vec::new(),
             watermark_at: None,
+            watermark_due: false,
             disk_jobs: VecDeque::new(),
             repair: Repair::default(),
             scrub: Scrub::default(),
