@@ -64,6 +64,11 @@ impl Verified {
         self.missing.is_empty() && self.replicas.iter().all(Finding::is_equal)
     }
 
+    /// Batches that were compared.
+    pub(crate) const fn batches(&self) -> u64 {
+        self.seen.batches
+    }
+
     fn json(&self) -> Value {
         let ranges =
             |ranges: &[Range<u64>]| ranges.iter().map(|range| [range.start, range.end]).collect::<Vec<_>>();
@@ -91,7 +96,7 @@ impl Verified {
     }
 
     /// What is to be said beside the table, a line each.
-    fn remarks(&self) -> Vec<String> {
+    pub(crate) fn remarks(&self) -> Vec<String> {
         let mut remarks = Vec::new();
         let mut say = |node: u32, text: String| {
             remarks.push(format!("partition {}, broker {node}: {text}", self.partition));

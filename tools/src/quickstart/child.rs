@@ -1,6 +1,7 @@
-//! The broker of the quickstart: a child process that never outlives it.
+//! A broker of the quickstart: a child process that never outlives it.
 
 use std::fs::{self, File};
+use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -9,121 +10,178 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use rustix::process::{Pid, Signal, kill_process};
 
-/// How long a broker may take until it is ready.
-const READY_WITHIN: Duration = Duration::from_secs(20);
 /// How long a broker that is asked to end may take.
-const END_WITHIN: Duration = Duration::from_secs(10);
+const END_WITHIN: Duration = Duration::from_secs(15);
+/// How long it may itself wait for what is under way: the last of them has no majority left to ask for anything.
+const DRAIN_TIMEOUT: &str = "3s";
 /// How often a child is looked at.
 const LOOK: Duration = Duration::from_millis(2);
-/// Bytes of the broker's log that are shown when it fails.
-const LOG_SHOWN: usize = 2000;
+/// Bytes of a broker's log that are shown when it fails.
+const LOG_SHOWN: usize = 1500;
 
 /// Where a broker listens.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
-pub(crate) struct Addresses {
-    pub(crate) listen: String,
+pub(super) struct Addresses {
+    pub(super) listen: String,
     /// Absent when it serves no HTTP.
-    pub(crate) http: Option<String>,
+    pub(super) http: Option<String>,
 }
 
-/// A running broker.
-#[derive(Debug)]
-pub(crate) struct Broker {
-    child: Child,
-    pub(crate) addresses: Addresses,
-    /// From the start of the process until it was ready.
-    pub(crate) ready_after: Duration,
+/// How a broker is started.
+#[derive(Debug, Clone)]
+pub(super) struct Plan {
+    pub(super) node_id: u32,
+    /// `127.0.0.1:PORT` of the protocol, and of HTTP.
+    pub(super) listen: String,
+    pub(super) http: String,
+    /// The list of the first brokers, the same for all of them.
+    pub(super) voters: String,
 }
 
-/// How brokers are started here.
+/// Starts brokers in a directory: `broker-1`, `broker-1.log`, `broker-1.json` and so on.
 #[derive(Debug)]
-pub(crate) struct Launcher {
+pub(super) struct Launcher {
     executable: PathBuf,
-    /// What the broker and the quickstart keep: `data`, `broker.log`, `ports.json`.
     directory: PathBuf,
 }
 
 impl Launcher {
     /// Brokers that keep everything below `directory`, which exists.
-    pub(crate) fn new(directory: &Path) -> anyhow::Result<Self> {
+    pub(super) fn new(directory: &Path) -> anyhow::Result<Self> {
         let executable = std::env::current_exe().context("find the executable of highwater")?;
         Ok(Self { executable, directory: directory.to_owned() })
     }
 
-    /// The broker's log.
-    pub(crate) fn log_path(&self) -> PathBuf {
-        self.directory.join("broker.log")
+    /// Where all of it is.
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
     }
 
-    /// Starts a broker on the default ports, or on free ones when those are taken.
-    pub(crate) async fn start(&self) -> anyhow::Result<Broker> {
-        let default =
-            Addresses { listen: "127.0.0.1:9470".to_owned(), http: Some("127.0.0.1:9471".to_owned()) };
-        if let Ok(broker) = self.start_at(&default).await {
-            return Ok(broker);
-        }
-        let free = Addresses { listen: "127.0.0.1:0".to_owned(), http: Some("127.0.0.1:0".to_owned()) };
-        self.start_at(&free).await
+    /// Where a broker keeps its data.
+    pub(super) fn data(&self, node_id: u32) -> PathBuf {
+        self.directory.join(format!("broker-{node_id}"))
     }
 
-    /// Starts a broker at these addresses and waits until it is ready.
-    pub(crate) async fn start_at(&self, addresses: &Addresses) -> anyhow::Result<Broker> {
-        let ports = self.directory.join("ports.json");
+    fn log_path(&self, node_id: u32) -> PathBuf {
+        self.directory.join(format!("broker-{node_id}.log"))
+    }
+
+    /// Starts a broker, and does not wait for it.
+    pub(super) fn start(&self, plan: &Plan) -> anyhow::Result<Broker> {
+        let node_id = plan.node_id;
+        let ports = self.directory.join(format!("broker-{node_id}.json"));
         match fs::remove_file(&ports) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(error).with_context(|| format!("remove {}", ports.display()));
             }
             _ => {}
         }
-        let log = File::options()
-            .create(true)
-            .append(true)
-            .open(self.log_path())
-            .with_context(|| format!("open {}", self.log_path().display()))?;
-        let started = Instant::now();
+        let log_path = self.log_path(node_id);
+        let log = File::options().create(true).append(true).open(&log_path);
+        let log = log.with_context(|| format!("open {}", log_path.display()))?;
         let child = Command::new(&self.executable)
             .args(["broker", "--die-with-parent", &std::process::id().to_string()])
-            .args(["--listen", &addresses.listen])
-            .args(["--http", addresses.http.as_deref().unwrap_or("off")])
+            .args(["--node-id", &node_id.to_string(), "--voters", &plan.voters])
+            .args(["--listen", &plan.listen, "--http", &plan.http])
+            .args(["--drain-timeout", DRAIN_TIMEOUT])
             .arg("--data-dir")
-            .arg(self.directory.join("data"))
+            .arg(self.data(node_id))
             .arg("--port-file")
             .arg(&ports)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
-            // Ctrl-C is for the quickstart, which then ends the broker itself.
+            // Ctrl-C is for the quickstart, which then ends the brokers itself.
             .process_group(0)
             .spawn()
             .with_context(|| format!("start {} broker", self.executable.display()))?;
         // From here on the child ends with this value, whatever happens.
-        let mut broker = Broker { child, addresses: addresses.clone(), ready_after: Duration::ZERO };
-        loop {
-            if let Some(addresses) = read_ports(&ports)? {
-                broker.addresses = addresses;
-                broker.ready_after = started.elapsed();
-                return Ok(broker);
-            }
-            if let Some(status) = broker.child.try_wait().context("look after the broker")? {
-                anyhow::bail!(
-                    "the broker ended with {status} before it was ready; its log ends in:\n{}",
-                    self.log_end()
-                );
-            }
-            anyhow::ensure!(
-                started.elapsed() < READY_WITHIN,
-                "the broker is not ready after {READY_WITHIN:?}; its log ends in:\n{}",
-                self.log_end()
-            );
-            tokio::time::sleep(LOOK).await;
-        }
+        let addresses = Addresses { listen: plan.listen.clone(), http: Some(plan.http.clone()) };
+        Ok(Broker { child, node_id, addresses, ports, log_path, started: Instant::now(), ready_after: None })
     }
 
-    /// The last lines of the broker's log.
-    pub(crate) fn log_end(&self) -> String {
-        let bytes = fs::read(self.log_path()).unwrap_or_default();
-        let tail = &bytes[bytes.len().saturating_sub(LOG_SHOWN)..];
-        String::from_utf8_lossy(tail).trim_end().to_owned()
+    /// The last lines of the log of a broker, if it has one.
+    pub(super) fn log_end(&self, node_id: u32) -> Option<String> {
+        log_end(&self.log_path(node_id))
+    }
+}
+
+fn log_end(path: &Path) -> Option<String> {
+    let bytes = fs::read(path).ok()?;
+    let tail = &bytes[bytes.len().saturating_sub(LOG_SHOWN)..];
+    Some(String::from_utf8_lossy(tail).trim_end().to_owned())
+}
+
+/// A running broker.
+#[derive(Debug)]
+pub(super) struct Broker {
+    child: Child,
+    pub(super) node_id: u32,
+    pub(super) addresses: Addresses,
+    ports: PathBuf,
+    log_path: PathBuf,
+    started: Instant,
+    ready_after: Option<Duration>,
+}
+
+impl Broker {
+    /// Its process.
+    pub(super) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// From the start of the process until it was ready, once it is.
+    ///
+    /// # Errors
+    /// When it has ended before.
+    pub(super) fn ready_after(&mut self) -> anyhow::Result<Option<Duration>> {
+        if self.ready_after.is_none() {
+            if let Some(addresses) = read_ports(&self.ports)? {
+                self.addresses = addresses;
+                self.ready_after = Some(self.started.elapsed());
+            } else if let Some(status) = self.ended()? {
+                let log = log_end(&self.log_path).unwrap_or_default();
+                anyhow::bail!(
+                    "broker {} ended with {status} before it was ready; its log ends in:\n{log}",
+                    self.node_id
+                );
+            }
+        }
+        Ok(self.ready_after)
+    }
+
+    /// Kills it where it stands, with SIGKILL, and waits until it is gone.
+    pub(super) fn kill(mut self) -> anyhow::Result<()> {
+        self.child.kill().context("kill the broker")?;
+        self.child.wait().context("wait for the killed broker")?;
+        Ok(())
+    }
+
+    /// How it ended, if it has.
+    pub(super) fn ended(&mut self) -> anyhow::Result<Option<ExitStatus>> {
+        self.child.try_wait().context("look after the broker")
+    }
+
+    /// Asks it to end.
+    pub(super) fn ask_to_end(&mut self) -> anyhow::Result<()> {
+        // A child that has not been waited for cannot have given its id away.
+        if self.ended()?.is_none() {
+            kill_process(Pid::from_child(&self.child), Signal::TERM).context("ask the broker to end")?;
+        }
+        Ok(())
+    }
+
+    /// Waits until it has ended, after it was asked to.
+    pub(super) async fn wait_for_end(mut self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + END_WITHIN;
+        while Instant::now() < deadline {
+            if let Some(status) = self.ended()? {
+                anyhow::ensure!(status.success(), "broker {} ended with {status}", self.node_id);
+                return Ok(());
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        anyhow::bail!("broker {} did not end within {END_WITHIN:?} and was killed", self.node_id)
     }
 }
 
@@ -134,45 +192,8 @@ fn read_ports(path: &Path) -> anyhow::Result<Option<Addresses>> {
             let addresses = serde_json::from_slice(&bytes);
             addresses.map(Some).with_context(|| format!("read {}", path.display()))
         }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
-    }
-}
-
-impl Broker {
-    /// Its process.
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// Kills it where it stands, with SIGKILL, and waits until it is gone.
-    pub(crate) fn kill(mut self) -> anyhow::Result<()> {
-        self.child.kill().context("kill the broker")?;
-        self.child.wait().context("wait for the killed broker")?;
-        Ok(())
-    }
-
-    /// How it ended, if it has.
-    pub(crate) fn ended(&mut self) -> anyhow::Result<Option<ExitStatus>> {
-        self.child.try_wait().context("look after the broker")
-    }
-
-    /// Asks it to end, and waits until it has.
-    pub(crate) async fn stop(mut self) -> anyhow::Result<()> {
-        // A child that has not been waited for cannot have given its id away.
-        if self.child.try_wait().context("look after the broker")?.is_some() {
-            return Ok(());
-        }
-        kill_process(Pid::from_child(&self.child), Signal::TERM).context("ask the broker to end")?;
-        let deadline = Instant::now() + END_WITHIN;
-        while Instant::now() < deadline {
-            if let Some(status) = self.child.try_wait().context("wait for the broker")? {
-                anyhow::ensure!(status.success(), "the broker ended with {status}");
-                return Ok(());
-            }
-            tokio::time::sleep(LOOK).await;
-        }
-        anyhow::bail!("the broker did not end within {END_WITHIN:?} and was killed")
     }
 }
 

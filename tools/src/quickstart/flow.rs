@@ -1,6 +1,7 @@
 //! Records on their way: sending, acknowledgements and consuming beside each other, and what is known about them.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, Instant};
 
@@ -30,13 +31,17 @@ pub(crate) struct Counts {
     pub(crate) sent: u64,
     pub(crate) acknowledged: u64,
     pub(crate) unknown: u64,
-    pub(crate) failed: u64,
+    /// Given back although they were sent: not there.
+    pub(crate) refused: u64,
+    /// Lines that are too long for a record: not sent.
+    pub(crate) too_long: u64,
     pub(crate) consumed: u64,
     /// From the call until the acknowledgement.
     pub(crate) acknowledging: Latencies,
     /// From the call until the record was consumed.
     pub(crate) end_to_end: Latencies,
-    pub(crate) last_acknowledged: Option<Instant>,
+    /// When the first record of each partition was acknowledged that was sent after the kill.
+    pub(crate) first_after_kill: BTreeMap<PartitionId, Instant>,
     pub(crate) durability: Option<highwater_client::Stage>,
 }
 
@@ -48,6 +53,8 @@ pub(crate) struct Flow {
     hasher: RandomState,
     stop: Cell<bool>,
     stopped: Notify,
+    /// When a broker was dead.
+    killed: Cell<Option<Instant>>,
     /// The source has come to its end, or sending was stopped.
     pub(crate) sending_done: Cell<bool>,
     /// Every outcome is in.
@@ -72,11 +79,12 @@ impl Flow {
             sent: 0,
             acknowledged: 0,
             unknown: 0,
-            failed: 0,
+            refused: 0,
+            too_long: 0,
             consumed: 0,
             acknowledging: Latencies::new()?,
             end_to_end: Latencies::new()?,
-            last_acknowledged: None,
+            first_after_kill: BTreeMap::new(),
             durability: None,
         };
         Ok(Self {
@@ -85,6 +93,7 @@ impl Flow {
             hasher: RandomState::new(),
             stop: Cell::new(false),
             stopped: Notify::new(),
+            killed: Cell::new(None),
             sending_done: Cell::new(false),
             outcomes_done: Cell::new(false),
             half_taken: Cell::new(false),
@@ -96,6 +105,11 @@ impl Flow {
     pub(crate) fn stop(&self) {
         self.stop.set(true);
         self.stopped.notify_one();
+    }
+
+    /// A broker is dead now: what is sent from here on has to be acknowledged by another one.
+    pub(crate) fn killed(&self) {
+        self.killed.set(Some(Instant::now()));
     }
 
     /// Sends what comes from the source, and takes in the outcomes, until there are no more.
@@ -158,11 +172,15 @@ impl Flow {
                 let _ = pending.send(Pending { fingerprint, at, delivery }).await;
                 Ok(())
             }
+            Err(error) if error.kind() == ErrorKind::RecordTooLarge => {
+                self.counts.borrow_mut().too_long += 1;
+                Ok(())
+            }
             // Refused before it was sent: it is not there, and the next one may be taken.
-            Err(error) if error.is_retriable() || error.kind() == ErrorKind::RecordTooLarge => {
+            Err(error) if error.is_retriable() => {
                 let mut counts = self.counts.borrow_mut();
                 counts.sent += 1;
-                counts.failed += 1;
+                counts.refused += 1;
                 Ok(())
             }
             Err(error) => Err(error.into()),
@@ -178,7 +196,9 @@ impl Flow {
                 Ok(receipt) => {
                     counts.acknowledged += 1;
                     counts.acknowledging.add(now - at, 1);
-                    counts.last_acknowledged = Some(now);
+                    if self.killed.get().is_some_and(|killed| at > killed) {
+                        counts.first_after_kill.entry(receipt.partition).or_insert(now);
+                    }
                     counts.durability =
                         Some(counts.durability.map_or(receipt.stage, |stage| stage.min(receipt.stage)));
                     let arrived =
@@ -191,7 +211,7 @@ impl Flow {
                     counts.unknown += 1;
                     counts.ledger.unknown(fingerprint);
                 }
-                Err(_) => counts.failed += 1,
+                Err(_) => counts.refused += 1,
             }
         }
         self.outcomes_done.set(true);
