@@ -1,16 +1,17 @@
 //! What the README tells a newcomer to type works as it stands there.
 //!
-//! The `$ highwater …` lines are given to a shell, one after another, in a folder that holds a copy of the README. Ports
-//! are free ones instead of the usual ones, by the environment that the README itself describes. The `cargo …` lines are
-//! what `.ci/run` runs.
+//! The `$ highwater …` lines are given to a shell, one after another, in a folder that holds a copy of the README; those
+//! that start brokers run in the background, as in terminals of their own. If one of the ports that the README names is
+//! taken on this machine, all of them are replaced by free ones. The `cargo …` lines are what `.ci/run` runs.
 #![cfg(test)]
 
 use std::fs::{self, File};
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
-use highwater_tests::cluster::{Addresses, highwater};
+use highwater_tests::cluster::highwater;
 use highwater_tests::wait;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
@@ -73,47 +74,91 @@ impl Shell {
     }
 }
 
-/// The broker of the README, until it is stopped.
-struct Broker(Child);
+/// The ports that the README names, and by which they are replaced.
+struct Ports(Vec<(u16, u16)>);
+
+impl Ports {
+    fn of(text: &str) -> Self {
+        let mut named: Vec<u16> = text
+            .match_indices("127.0.0.1:")
+            .filter_map(|(at, found)| text[at + found.len()..].get(..4)?.parse().ok())
+            .collect();
+        named.sort_unstable();
+        named.dedup();
+        if named.iter().copied().all(is_free) {
+            return Self(named.iter().map(|&port| (port, port)).collect());
+        }
+        // Below those that the system gives to connections, and others in each process.
+        let first = 12_000 + u16::try_from(std::process::id() % 7000).unwrap();
+        let mut free = (first..20_000).filter(|port| is_free(*port));
+        Self(named.iter().map(|&port| (port, free.next().unwrap())).collect())
+    }
+
+    fn replace(&self, line: &str) -> String {
+        let address = |port: u16| format!("127.0.0.1:{port}");
+        self.0.iter().fold(line.to_owned(), |line, (port, by)| line.replace(&address(*port), &address(*by)))
+    }
+
+    fn are_those_named(&self) -> bool {
+        self.0.iter().all(|(port, by)| port == by)
+    }
+}
+
+fn is_free(port: u16) -> bool {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
+}
+
+/// A broker of the README, until it is stopped.
+struct Broker {
+    child: Child,
+    line: String,
+    port_file: PathBuf,
+    log: PathBuf,
+}
 
 impl Broker {
-    fn start(shell: &mut Shell, line: &str) -> Self {
-        let port_file: PathBuf = shell.folder.path().join("ports.json");
-        let log = File::create(shell.folder.path().join("broker.log")).unwrap();
+    fn start(shell: &Shell, line: &str, number: usize) -> Self {
+        let port_file = shell.folder.path().join(format!("ports-{number}.json"));
+        let log = shell.folder.path().join(format!("broker-{number}.log"));
+        let output = File::create(&log).unwrap();
         let child = shell
             .command(line)
-            .env("HIGHWATER_LISTEN", "127.0.0.1:0")
-            .env("HIGHWATER_HTTP", "127.0.0.1:0")
+            // Only to know when it is ready, which a person sees in its terminal.
             .env("HIGHWATER_PORT_FILE", &port_file)
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
+            .stdout(output.try_clone().unwrap())
+            .stderr(output)
             .spawn()
             .unwrap();
-        let broker = Self(child);
-        let addresses: Addresses = wait::until("the broker of the README listens", LIMIT, || {
-            fs::read_to_string(&port_file).ok().map(|text| serde_json::from_str(&text).unwrap())
-        })
-        .unwrap_or_else(|error| {
-            let log = fs::read_to_string(shell.folder.path().join("broker.log")).unwrap_or_default();
-            panic!("$ {line}\n{error:#}\n{log}")
+        Self { child, line: line.to_owned(), port_file, log }
+    }
+
+    fn ready(&mut self) {
+        let ready = wait::until("a broker of the README is ready", LIMIT, || {
+            let ended = self.child.try_wait().unwrap().map(|status| Err(format!("it ended with {status}")));
+            if self.port_file.exists() { Some(Ok(())) } else { ended }
         });
-        shell.environment = vec![("HIGHWATER_BOOTSTRAP", addresses.listen.to_string())];
-        broker
+        if let Err(error) = ready.map_err(|error| error.to_string()).flatten() {
+            panic!("$ {}\n{error}\n{}", self.line, fs::read_to_string(&self.log).unwrap_or_default());
+        }
     }
 
     /// As Ctrl-C in its terminal would.
-    fn stop(mut self) {
-        kill_process(Pid::from_child(&self.0), Signal::INT).unwrap();
-        let status = wait::until("the broker ends", LIMIT, || self.0.try_wait().unwrap()).unwrap();
-        assert!(status.success(), "Ctrl-C ends a broker with {status}");
+    fn interrupt(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::INT).unwrap();
+    }
+
+    fn ended(mut self) {
+        let status = wait::until("the broker ends", LIMIT, || self.child.try_wait().unwrap()).unwrap();
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        assert!(status.success(), "Ctrl-C ends a broker with {status}\n{log}");
     }
 }
 
 impl Drop for Broker {
     fn drop(&mut self) {
         // Already ended, or a test has failed before it did.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -121,29 +166,44 @@ impl Drop for Broker {
 fn the_tour_works_as_it_is_written() {
     let lines = code_lines(&readme(), "console");
     let commands: Vec<&str> = lines.iter().map(|line| line.strip_prefix("$ ").unwrap()).collect();
-    assert!(commands.len() >= 15, "the README has a tour: {commands:?}");
+    assert!(commands.len() >= 18, "the README has a tour: {commands:?}");
+    let ports = Ports::of(&lines.join("\n"));
     let mut shell = Shell::new();
-    let mut broker = None;
-    for line in commands {
-        if line.starts_with("highwater broker") {
-            broker = Some(Broker::start(&mut shell, line));
-            continue;
-        }
-        if line.starts_with("highwater log")
-            && let Some(running) = broker.take()
-        {
+    if !ports.are_those_named() {
+        shell.environment = vec![("HIGHWATER_BOOTSTRAP", ports.replace("127.0.0.1:9470"))];
+    }
+    let is_broker = |line: &&&str| line.starts_with("highwater broker");
+    let started = commands.iter().filter(is_broker).enumerate();
+    let mut brokers: Vec<Broker> =
+        started.map(|(number, line)| Broker::start(&shell, &ports.replace(line), number)).collect();
+    assert_eq!(brokers.len(), 3, "three brokers, one terminal each");
+    brokers.iter_mut().for_each(Broker::ready);
+    for line in commands.iter().filter(|line| !is_broker(line)) {
+        if line.starts_with("highwater log") {
             // The README says that no broker runs while one looks at its directory.
-            running.stop();
+            brokers.iter().for_each(Broker::interrupt);
+            brokers.drain(..).for_each(Broker::ended);
         }
         let output = shell.run(line);
-        if line == "highwater consume readme --exit-at-end" {
+        if *line == "highwater consume readme --exit-at-end" {
             assert!(output.stdout == readme().as_bytes(), "this page again, byte for byte");
         }
         if line.contains("--output json") {
             serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap();
         }
     }
-    assert!(broker.is_none(), "the tour ends with the offline commands");
+    assert!(brokers.is_empty(), "the tour ends with the offline commands");
+}
+
+#[test]
+fn ports_that_are_taken_are_replaced() {
+    let ports = Ports(vec![(9470, 15_000), (9471, 15_001)]);
+    let line = "highwater broker --listen 127.0.0.1:9470 --http 127.0.0.1:9471 --voters 1@127.0.0.1:9470";
+    let replaced =
+        "highwater broker --listen 127.0.0.1:15000 --http 127.0.0.1:15001 --voters 1@127.0.0.1:15000";
+    assert_eq!(ports.replace(line), replaced);
+    assert!(!ports.are_those_named());
+    assert_eq!(Ports::of(line).0.iter().map(|(port, _)| *port).collect::<Vec<_>>(), [9470, 9471]);
 }
 
 #[test]
