@@ -4,6 +4,7 @@
 mod harness;
 
 mod bench;
+mod cluster;
 mod help;
 mod logs;
 mod quickstart;
