@@ -263,13 +263,14 @@ mod tests {
 
     #[tokio::test]
     async fn what_cannot_be_read_is_told_of_the_replica_that_has_it() {
+        let only = 1200..1210;
         let hole = |node: u32, index: usize| ((node, index) != (2, 120)).then_some(index as u32);
         let (_, found) = run(&copies(hole), [4000, 4000, 4000]).await;
         assert!(found[0].is_equal() && found[2].is_equal(), "{found:?}");
-        assert_eq!((&found[1].corrupt[..], &found[1].differs[..]), (&[1200..1210][..], &[][..]));
+        assert_eq!((found[1].corrupt.clone(), found[1].differs.len()), (vec![only.clone()], 0));
         let hole = |node: u32, index: usize| ((node, index) != (1, 120)).then_some(index as u32);
         let (_, found) = run(&copies(hole), [4000, 4000, 4000]).await;
-        assert_eq!(found[0].corrupt, [1200..1210]);
+        assert_eq!(found[0].corrupt, vec![only]);
         assert!(found[1].is_equal() && found[2].is_equal(), "{found:?}");
     }
 

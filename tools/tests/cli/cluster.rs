@@ -138,7 +138,11 @@ fn an_operator_sees_three_brokers_and_the_death_of_one() {
     let mut cluster = Cluster::start();
     cluster.expect(0, &["cluster", "status"], &["3 of 3 active", "voters 1,2,3", "controller  broker"]);
     cluster.expect(0, &["cluster", "nodes"], &["NODE", "voter, controller", "active"]);
-    cluster.expect(0, &["topic", "create", "orders", "--partitions", "6"], &["6 partitions of 3 replicas each"]);
+    cluster.expect(
+        0,
+        &["topic", "create", "orders", "--partitions", "6"],
+        &["6 partitions of 3 replicas each"],
+    );
     cluster.produce("orders", 3000);
     let status = cluster.json(&["cluster", "status"]);
     assert_eq!((&status["partitions"], &status["partitions_offline"]), (&json!(6), &json!(0)));
