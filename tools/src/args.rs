@@ -310,6 +310,8 @@ pub(crate) enum BenchCommand {
     Consume(BenchConsumeArgs),
     /// How long from the intended moment of sending until a consumer has the record
     Latency(BenchLatencyArgs),
+    /// Which pauses producers and consumers see while you stop, kill or cut off brokers; checks that nothing is lost
+    Failover(BenchFailoverArgs),
 }
 
 /// The topic of a bench, and how to make it.
@@ -419,4 +421,24 @@ pub(crate) struct BenchLatencyArgs {
     /// Wait this long for more records before a batch is sent
     #[arg(long, value_name = "DURATION", default_value = "0ms", value_parser = humantime::parse_duration)]
     pub(crate) linger: Duration,
+}
+
+/// `bench failover`.
+#[derive(Debug, Args)]
+pub(crate) struct BenchFailoverArgs {
+    /// Which topic.
+    #[command(flatten)]
+    pub(crate) topic: BenchTopicArgs,
+    /// Records a second
+    #[arg(long, value_name = "R", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) rate: u64,
+    /// How long to send
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = humantime::parse_duration)]
+    pub(crate) duration: Duration,
+    /// Bytes of each value, 16 at least
+    #[arg(long, value_name = "B", default_value_t = 100, value_parser = clap::value_parser!(u32).range(16..=1_048_576))]
+    pub(crate) size: u32,
+    /// What counts as a pause
+    #[arg(long, value_name = "DURATION", default_value = "100ms", value_parser = humantime::parse_duration)]
+    pub(crate) pause: Duration,
 }

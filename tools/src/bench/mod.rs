@@ -2,7 +2,9 @@
 
 mod acknowledge;
 mod consume;
+mod failover;
 mod latency;
+mod pauses;
 mod payload;
 mod produce;
 pub(crate) mod report;
@@ -19,6 +21,7 @@ pub(crate) async fn run(global: &Global, command: BenchCommand) -> anyhow::Resul
     match command {
         BenchCommand::Produce(args) => produce::run(global, &client, args).await,
         BenchCommand::Consume(args) => consume::run(global, &client, args).await,
+        BenchCommand::Failover(args) => failover::run(global, &client, args).await,
         BenchCommand::Latency(args) => latency::run(global, &client, args).await,
     }
 }

@@ -224,3 +224,27 @@ fn a_broker_joins_gets_its_share_and_leaves() {
     cluster.in_sync();
     cluster.expect(0, &["verify", "orders"], &["all replicas"]);
 }
+
+#[test]
+fn a_bench_tells_which_pause_the_death_of_a_leader_costs() {
+    let mut cluster = Cluster::start();
+    cluster.expect(0, &["topic", "create", "steady"], &["1 partition of 3 replicas each"]);
+    let mut command = highwater();
+    command.env("HIGHWATER_BOOTSTRAP", cluster.address(1)).args(["bench", "failover", "--topic", "steady"]);
+    command.args(["--rate", "500", "--duration", "5s", "--output", "json"]);
+    let bench = Running::start(command);
+    let leader = wait_for("records to flow", || {
+        let described = cluster.json(&["topic", "describe", "steady"]);
+        let partition = &described["topics"][0]["partition_states"][0];
+        (partition["high_watermark"].as_u64()? > 300).then(|| partition["leader"].as_u64().unwrap() as usize)
+    });
+    cluster.kill(leader);
+    let output = bench.finish();
+    check(&output, 0, &["bench", "failover"]);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&report["acknowledged"], &report["not_acknowledged"]), (&json!(2500), &json!(0)), "{report}");
+    assert_eq!((&report["records"], &report["stage"]), (&json!(2500), &json!("flushed")));
+    for who in ["producer", "consumer"] {
+        assert!(report[who]["longest_milliseconds"].as_u64().unwrap() > 0, "{report}");
+    }
+}

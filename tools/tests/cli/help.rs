@@ -30,6 +30,7 @@ const COMMANDS: &[&[&str]] = &[
     &["bench", "produce"],
     &["bench", "consume"],
     &["bench", "latency"],
+    &["bench", "failover"],
     &["completions"],
 ];
 
