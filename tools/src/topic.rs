@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use highwater_client::{
-    AlterTopic, Client, ConfigSetting, ConfigSource, ErrorKind, NewTopic, PartitionState, TopicDetails,
+    AlterTopic, Client, ConfigSetting, ConfigSource, ErrorKind, NewTopic, PartitionState, ReplicaState, TopicDetails,
 };
 use serde_json::{Value, json};
 
@@ -256,7 +256,54 @@ fn partition_json(partition: &PartitionState) -> Value {
         "durability": partition.durability,
         "state": partition.state,
         "corrupt": partition.corrupt.iter().map(corrupt).collect::<Vec<_>>(),
+        "replica_states": partition.replicas.iter().map(|replica| replica_json(partition, replica)).collect::<Vec<_>>(),
     })
+}
+
+fn replica_json(partition: &PartitionState, replica: &ReplicaState) -> Value {
+    json!({
+        "node_id": replica.node_id.get(),
+        "leader": partition.metadata.leader == Some(replica.node_id),
+        "in_sync": replica.in_sync,
+        "connected": replica.connected,
+        "log_end": replica.log_end.get(),
+        "flushed_end": replica.flushed_end.get(),
+        "lag": lag(partition, replica),
+    })
+}
+
+/// Offsets of the leader's log that a replica does not have.
+fn lag(partition: &PartitionState, replica: &ReplicaState) -> u64 {
+    partition.log_end.get().saturating_sub(replica.log_end.get())
+}
+
+/// How far each replica is, for people; nothing where there is one replica only.
+fn replicas_text(topic: &TopicDetails) -> Option<String> {
+    let mut rows = Vec::new();
+    for partition in topic.partitions.iter().filter(|partition| partition.replicas.len() > 1) {
+        for replica in &partition.replicas {
+            let eligible = partition.metadata.eligible.contains(&replica.node_id);
+            let state = match (replica.in_sync, replica.connected) {
+                (true, true) => "in sync",
+                (true, false) => "in sync, not connected",
+                (false, _) if eligible => "eligible",
+                (false, true) => "catching up",
+                (false, false) => "away",
+            };
+            let leads = partition.metadata.leader == Some(replica.node_id);
+            rows.push(vec![
+                partition.metadata.partition.to_string(),
+                replica.node_id.to_string(),
+                if leads { "leader" } else { "follower" }.to_owned(),
+                state.to_owned(),
+                replica.log_end.to_string(),
+                replica.flushed_end.to_string(),
+                output::count(lag(partition, replica)),
+            ]);
+        }
+    }
+    let head = ["PARTITION", "NODE", "ROLE", "STATE", "LOG END", "FLUSHED END", "LAG"];
+    (!rows.is_empty()).then(|| output::table(&head, &["LOG END", "FLUSHED END", "LAG"], rows))
 }
 
 fn details_text(topic: &TopicDetails) -> String {
@@ -317,6 +364,10 @@ fn details_text(topic: &TopicDetails) -> String {
         &["LOG START", "HIGH WATERMARK", "FLUSHED END", "LOG END", "SIZE", "SEGMENTS"],
         topic.partitions.iter().map(row).collect(),
     ));
+    if let Some(replicas) = replicas_text(topic) {
+        text.push_str("\n\n");
+        text.push_str(&replicas);
+    }
     for partition in &topic.partitions {
         for range in &partition.corrupt {
             text.push_str(&format!(

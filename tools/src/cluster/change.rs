@@ -1,30 +1,32 @@
 //! What an operator changes: drain, remove, rebalance, throttle, elect-unclean.
 
 use anyhow::Context;
-use highwater_protocol::error_code::ErrorCode;
-use highwater_protocol::messages::{
-    AlterClusterReply, AlterClusterRequest, BrokerDescription, ClusterOperation, DescribeClusterReply,
+use highwater_client::{
+    Admin, BrokerDetails, ClusterChange, ClusterDetails, ClusterPlan, ErrorKind, NodeId, PartitionId,
 };
 use serde_json::{Value, json};
 
+use super::progress;
+use super::state::describe;
 use super::status::{moves_json, moves_text};
-use super::{Cluster, progress};
 use crate::args::{DrainArgs, ElectUncleanArgs, Global, Output, RebalanceArgs};
 use crate::output::{self, Answer};
 
-fn request(operation: ClusterOperation) -> AlterClusterRequest {
-    AlterClusterRequest { operation: operation.into(), ..AlterClusterRequest::default() }
-}
-
 /// Asks for a change. `None`: the cluster says no, and the reason has been said.
 async fn alter(
-    cluster: &Cluster,
-    request: &AlterClusterRequest,
+    admin: &Admin,
+    change: ClusterChange,
+    dry_run: bool,
     what: &str,
-) -> anyhow::Result<Option<AlterClusterReply>> {
-    match cluster.alter(request).await {
-        Ok(reply) => Ok(Some(reply)),
-        Err(error) if matches!(error.code(), Some(ErrorCode::Conflict | ErrorCode::BrokerConflict)) => {
+) -> anyhow::Result<Option<ClusterPlan>> {
+    match admin.alter_cluster(change, dry_run).await {
+        Ok(plan) => Ok(Some(plan)),
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::Conflict | ErrorKind::UnknownTopic | ErrorKind::UnknownPartition
+            ) =>
+        {
             output::note(format!("{what}: {error}"));
             Ok(None)
         }
@@ -33,29 +35,27 @@ async fn alter(
 }
 
 /// A broker that the cluster knows; says so if it does not.
-async fn find(cluster: &Cluster, node_id: u32) -> anyhow::Result<Option<BrokerDescription>> {
-    let state = cluster.describe().await?;
-    let found = state.brokers.into_iter().find(|broker| broker.node_id == node_id);
+async fn find(admin: &Admin, node: NodeId) -> anyhow::Result<Option<BrokerDetails>> {
+    let state = describe(admin).await?;
+    let found = state.brokers.into_iter().find(|broker| broker.node_id == node);
     if found.is_none() {
-        output::note(format!(
-            "there is no broker {node_id}; highwater cluster nodes lists those that are there"
-        ));
+        output::note(format!("there is no broker {node}; highwater cluster nodes lists those that are there"));
     }
     Ok(found)
 }
 
-pub(super) async fn drain(global: &Global, cluster: &Cluster, args: &DrainArgs) -> anyhow::Result<Answer> {
+pub(super) async fn drain(global: &Global, admin: &Admin, args: &DrainArgs) -> anyhow::Result<Answer> {
     let node_id = args.node_id;
-    if find(cluster, node_id).await?.is_none() {
+    let node = NodeId(node_id);
+    if find(admin, node).await?.is_none() {
         return Ok(Answer::No);
     }
-    let (operation, what) = if args.undo {
-        (ClusterOperation::Undrain, format!("take broker {node_id} back into service"))
+    let (change, what) = if args.undo {
+        (ClusterChange::Undrain(node), format!("take broker {node_id} back into service"))
     } else {
-        (ClusterOperation::Drain, format!("drain broker {node_id}"))
+        (ClusterChange::Drain(node), format!("drain broker {node_id}"))
     };
-    let request = AlterClusterRequest { node_id, ..request(operation) };
-    let Some(reply) = alter(cluster, &request, &what).await? else { return Ok(Answer::No) };
+    let Some(reply) = alter(admin, change, false, &what).await? else { return Ok(Answer::No) };
     let verb = if args.undo { "undrained" } else { "drained" };
     if args.undo {
         say(global, &json!({ "node_id": node_id, verb: true }), &reply)?;
@@ -64,7 +64,7 @@ pub(super) async fn drain(global: &Global, cluster: &Cluster, args: &DrainArgs) 
     tell_plan(global, &reply)?;
     let mut complete = None;
     if progress::is_wanted(&args.wait) {
-        complete = Some(progress::wait(cluster, &args.wait, |state| is_empty(state, node_id)).await?);
+        complete = Some(progress::wait(admin, &args.wait, |state| is_empty(state, node)).await?);
     }
     match global.output {
         Output::Json => {
@@ -78,38 +78,39 @@ pub(super) async fn drain(global: &Global, cluster: &Cluster, args: &DrainArgs) 
     Ok(if complete == Some(false) { Answer::No } else { Answer::Yes })
 }
 
-fn is_empty(state: &DescribeClusterReply, node_id: u32) -> bool {
-    state.brokers.iter().find(|broker| broker.node_id == node_id).is_none_or(|broker| broker.replicas == 0)
+fn is_empty(state: &ClusterDetails, node: NodeId) -> bool {
+    state.brokers.iter().find(|broker| broker.node_id == node).is_none_or(|broker| broker.replica_count == 0)
 }
 
-pub(super) async fn remove(global: &Global, cluster: &Cluster, node_id: u32) -> anyhow::Result<Answer> {
-    if find(cluster, node_id).await?.is_none() {
+pub(super) async fn remove(global: &Global, admin: &Admin, node_id: u32) -> anyhow::Result<Answer> {
+    let node = NodeId(node_id);
+    if find(admin, node).await?.is_none() {
         return Ok(Answer::No);
     }
-    let request = AlterClusterRequest { node_id, ..request(ClusterOperation::Remove) };
+    let change = ClusterChange::Remove(node);
     let what = format!("remove broker {node_id}");
-    let Some(reply) = alter(cluster, &request, &what).await? else { return Ok(Answer::No) };
+    let Some(reply) = alter(admin, change, false, &what).await? else { return Ok(Answer::No) };
     say(global, &json!({ "node_id": node_id, "removed": true }), &reply)?;
     Ok(Answer::Yes)
 }
 
 pub(super) async fn rebalance(
     global: &Global,
-    cluster: &Cluster,
+    admin: &Admin,
     args: &RebalanceArgs,
 ) -> anyhow::Result<Answer> {
     if args.cancel {
-        let request = request(ClusterOperation::CancelMoves);
-        let Some(reply) = alter(cluster, &request, "cancel the moves").await? else { return Ok(Answer::No) };
+        let change = ClusterChange::CancelMoves;
+        let Some(reply) = alter(admin, change, false, "cancel the moves").await? else { return Ok(Answer::No) };
         say(global, &json!({ "cancelled": true }), &reply)?;
         return Ok(Answer::Yes);
     }
-    let request = AlterClusterRequest { dry_run: args.dry_run, ..request(ClusterOperation::Rebalance) };
-    let Some(reply) = alter(cluster, &request, "rebalance").await? else { return Ok(Answer::No) };
+    let change = ClusterChange::Rebalance;
+    let Some(reply) = alter(admin, change, args.dry_run, "rebalance").await? else { return Ok(Answer::No) };
     tell_plan(global, &reply)?;
     let mut complete = None;
     if !args.dry_run && progress::is_wanted(&args.wait) {
-        complete = Some(progress::wait(cluster, &args.wait, |_| true).await?);
+        complete = Some(progress::wait(admin, &args.wait, |_| true).await?);
     }
     match global.output {
         Output::Json => {
@@ -124,11 +125,11 @@ pub(super) async fn rebalance(
 
 pub(super) async fn throttle(
     global: &Global,
-    cluster: &Cluster,
+    admin: &Admin,
     bytes_per_second: u64,
 ) -> anyhow::Result<Answer> {
-    let request = AlterClusterRequest { bytes_per_second, ..request(ClusterOperation::Throttle) };
-    let Some(reply) = alter(cluster, &request, "set the throttle").await? else { return Ok(Answer::No) };
+    let change = ClusterChange::Throttle(bytes_per_second);
+    let Some(reply) = alter(admin, change, false, "set the throttle").await? else { return Ok(Answer::No) };
     say(global, &json!({ "move_bytes_per_second": bytes_per_second }), &reply)?;
     Ok(Answer::Yes)
 }
@@ -136,18 +137,17 @@ pub(super) async fn throttle(
 /// Tells what is lost before it does anything, and does it only when that is accepted.
 pub(super) async fn elect_unclean(
     global: &Global,
-    cluster: &Cluster,
+    admin: &Admin,
     args: &ElectUncleanArgs,
 ) -> anyhow::Result<Answer> {
-    let asked = AlterClusterRequest {
-        node_id: args.node_id,
+    let change = |accept_loss| ClusterChange::ElectUnclean {
         topic: args.topic.clone(),
-        partition: args.partition,
-        dry_run: true,
-        ..request(ClusterOperation::ElectUnclean)
+        partition: PartitionId(args.partition),
+        node_id: NodeId(args.node_id),
+        accept_loss,
     };
     let what = format!("elect broker {} for {}, partition {}", args.node_id, args.topic, args.partition);
-    let Some(loss) = alter(cluster, &asked, &what).await? else { return Ok(Answer::No) };
+    let Some(loss) = alter(admin, change(false), true, &what).await? else { return Ok(Answer::No) };
     if global.output == Output::Table {
         output::line(format!("{what}: {}", loss.message))?;
     }
@@ -167,14 +167,13 @@ pub(super) async fn elect_unclean(
         }
         return Ok(Answer::No);
     }
-    let request = AlterClusterRequest { dry_run: false, accept_loss: true, ..asked };
-    let Some(reply) = alter(cluster, &request, &what).await? else { return Ok(Answer::No) };
+    let Some(reply) = alter(admin, change(true), false, &what).await? else { return Ok(Answer::No) };
     say(global, &document(true), &reply)?;
     Ok(Answer::Yes)
 }
 
 /// A document for programs, the cluster's own words for people.
-fn say(global: &Global, document: &Value, reply: &AlterClusterReply) -> anyhow::Result<()> {
+fn say(global: &Global, document: &Value, reply: &ClusterPlan) -> anyhow::Result<()> {
     match global.output {
         Output::Json => output::json(document),
         Output::Table if reply.message.is_empty() => output::line("done"),
@@ -183,7 +182,7 @@ fn say(global: &Global, document: &Value, reply: &AlterClusterReply) -> anyhow::
 }
 
 /// Shows people what will move, before it does.
-fn tell_plan(global: &Global, reply: &AlterClusterReply) -> anyhow::Result<()> {
+fn tell_plan(global: &Global, reply: &ClusterPlan) -> anyhow::Result<()> {
     if global.output == Output::Json {
         return Ok(());
     }
@@ -198,7 +197,7 @@ fn tell_plan(global: &Global, reply: &AlterClusterReply) -> anyhow::Result<()> {
     if reply.moves.is_empty() { Ok(()) } else { output::line(moves_text(&reply.moves)) }
 }
 
-fn plan_json(reply: &AlterClusterReply, mut document: Value) -> Value {
+fn plan_json(reply: &ClusterPlan, mut document: Value) -> Value {
     document["replicas_moved"] = json!(reply.replicas_moved);
     document["leaders_moved"] = json!(reply.leaders_moved);
     document["moves"] = moves_json(&reply.moves);
@@ -212,10 +211,12 @@ mod tests {
 
     #[test]
     fn a_broker_is_empty_when_it_holds_no_replica_or_is_not_known() {
-        let broker = BrokerDescription { node_id: 2, replicas: 1, ..BrokerDescription::default() };
-        let mut state = DescribeClusterReply { brokers: vec![broker], ..DescribeClusterReply::default() };
-        assert!(!is_empty(&state, 2) && is_empty(&state, 3));
-        state.brokers[0].replicas = 0;
-        assert!(is_empty(&state, 2));
+        let mut broker = BrokerDetails::default();
+        (broker.node_id, broker.replica_count) = (NodeId(2), 1);
+        let mut state = ClusterDetails::default();
+        state.brokers = vec![broker];
+        assert!(!is_empty(&state, NodeId(2)) && is_empty(&state, NodeId(3)));
+        state.brokers[0].replica_count = 0;
+        assert!(is_empty(&state, NodeId(2)));
     }
 }

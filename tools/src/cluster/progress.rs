@@ -4,9 +4,9 @@ use std::fmt;
 use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
-use highwater_protocol::messages::{DescribeClusterReply, MoveDescription};
+use highwater_client::{Admin, ClusterDetails};
 
-use super::Cluster;
+use super::state::{describe, is_copying};
 use crate::args::WaitArgs;
 use crate::output::{self, Progress, Unit};
 
@@ -26,11 +26,10 @@ pub(crate) struct Moving {
 
 impl Moving {
     /// What a cluster still has to move.
-    pub(crate) fn of(state: &DescribeClusterReply) -> Self {
-        let planned = |change: &&MoveDescription| change.state == "planned";
+    pub(crate) fn of(state: &ClusterDetails) -> Self {
         Self {
             partitions: state.moves.len() as u64,
-            planned: state.moves.iter().filter(planned).count() as u64,
+            planned: state.moves.iter().filter(|change| !is_copying(change)).count() as u64,
             lag: state.moves.iter().filter_map(|change| change.lag).sum(),
         }
     }
@@ -58,7 +57,7 @@ pub(super) fn is_wanted(args: &WaitArgs) -> bool {
     args.wait || !args.no_wait && io::stdout().is_terminal() && io::stderr().is_terminal()
 }
 
-/// Waits until nothing moves any more and `done` holds, and returns whether that came within `args.wait_max`. Says on
+/// Waits until nothing moves any more, seen twice because the broker that is asked may be a little behind, and `done` holds, and returns whether that came within `args.wait_max`. Says on
 /// standard error how far it is: as a line that changes on a terminal, else as a line for each change.
 ///
 /// Cancel safe: the moves go on by themselves.
@@ -66,20 +65,22 @@ pub(super) fn is_wanted(args: &WaitArgs) -> bool {
 /// # Errors
 /// When no broker answers within `--timeout`.
 pub(super) async fn wait(
-    cluster: &Cluster,
+    admin: &Admin,
     args: &WaitArgs,
-    done: impl Fn(&DescribeClusterReply) -> bool,
+    done: impl Fn(&ClusterDetails) -> bool,
 ) -> anyhow::Result<bool> {
     let deadline = Instant::now() + args.wait_max;
     let is_terminal = io::stderr().is_terminal();
     let mut bar: Option<Progress> = None;
-    let (mut total, mut shown) = (0, None);
+    let (mut total, mut shown, mut quiet) = (0, None, false);
     loop {
-        let state = cluster.describe().await?;
+        let state = describe(admin).await?;
         let moving = Moving::of(&state);
-        if moving.is_done() && done(&state) {
+        let is_done = moving.is_done() && done(&state);
+        if is_done && quiet {
             return Ok(true);
         }
+        quiet = is_done;
         if moving.partitions > total {
             total = moving.partitions;
             bar = Some(Progress::new(Some(total), Unit::Partitions));
@@ -88,7 +89,7 @@ pub(super) async fn wait(
             bar.set(total - moving.partitions);
             bar.say(moving.to_string());
         }
-        if !is_terminal && shown != Some(moving) {
+        if !is_terminal && !quiet && shown != Some(moving) {
             output::note(format!("moving: {moving}"));
             shown = Some(moving);
         }
@@ -105,14 +106,20 @@ pub(super) async fn wait(
 
 #[cfg(test)]
 mod tests {
+    use highwater_client::PartitionMove;
+
     use super::*;
 
     #[test]
     fn what_is_left_is_counted() {
-        let one =
-            |state: &str, lag| MoveDescription { state: state.to_owned(), lag, ..MoveDescription::default() };
-        let moves = vec![one("copying", Some(1200)), one("copying", None), one("planned", None)];
-        let state = DescribeClusterReply { moves, ..DescribeClusterReply::default() };
+        let one = |state: &str, lag| {
+            let mut change = PartitionMove::default();
+            change.state = state.to_owned();
+            change.lag = lag;
+            change
+        };
+        let mut state = ClusterDetails::default();
+        state.moves = vec![one("copying", Some(1200)), one("copying", None), one("planned", None)];
         let moving = Moving::of(&state);
         assert_eq!(moving.to_string(), "3 partitions left, 1 of them waiting for their turn, lag 1,200");
         assert!(!moving.is_done() && Moving::default().is_done());

@@ -1,10 +1,10 @@
 //! `cluster status` and `cluster nodes`.
 
-use highwater_protocol::messages::{BrokerDescription, DescribeClusterReply, MoveDescription};
+use highwater_client::{Admin, BrokerDetails, ClusterDetails, NodeId, PartitionMove};
 use serde_json::{Value, json};
 
-use super::Cluster;
 use super::progress::Moving;
+use super::state::describe;
 use crate::args::{Global, Output};
 use crate::output::{self, Answer};
 
@@ -13,8 +13,8 @@ const MOVES_SHOWN: usize = 10;
 /// The state of a broker that takes part.
 const ACTIVE: &str = "active";
 
-pub(super) async fn status(global: &Global, cluster: &Cluster) -> anyhow::Result<Answer> {
-    let state = cluster.describe().await?;
+pub(super) async fn status(global: &Global, admin: &Admin) -> anyhow::Result<Answer> {
+    let state = describe(admin).await?;
     match global.output {
         Output::Json => output::json(&status_json(&state))?,
         Output::Table => output::line(status_text(&state))?,
@@ -22,8 +22,8 @@ pub(super) async fn status(global: &Global, cluster: &Cluster) -> anyhow::Result
     Ok(if serves(&state) { Answer::Yes } else { Answer::No })
 }
 
-pub(super) async fn nodes(global: &Global, cluster: &Cluster) -> anyhow::Result<Answer> {
-    let state = cluster.describe().await?;
+pub(super) async fn nodes(global: &Global, admin: &Admin) -> anyhow::Result<Answer> {
+    let state = describe(admin).await?;
     match global.output {
         Output::Json => {
             let brokers: Vec<Value> =
@@ -36,22 +36,21 @@ pub(super) async fn nodes(global: &Global, cluster: &Cluster) -> anyhow::Result<
 }
 
 /// Whether every partition can be written and read, and metadata can change.
-fn serves(state: &DescribeClusterReply) -> bool {
-    state.controller != 0 && state.partitions_offline == 0
+fn serves(state: &ClusterDetails) -> bool {
+    state.controller.is_some() && state.offline_count == 0
 }
 
-fn active(state: &DescribeClusterReply) -> usize {
+fn active(state: &ClusterDetails) -> usize {
     state.brokers.iter().filter(|broker| broker.state == ACTIVE).count()
 }
 
-fn status_text(state: &DescribeClusterReply) -> String {
-    let id =
-        state.cluster_id.map(highwater_client::ClusterId::from).map_or("-".to_owned(), |id| id.to_string());
+fn status_text(state: &ClusterDetails) -> String {
+    let id = state.cluster_id.map_or_else(|| "-".to_owned(), |id| id.to_string());
     let controller = match state.controller {
-        0 => {
+        None => {
             "none: nothing can be elected, created or changed until a majority of the voters runs".to_owned()
         }
-        node => format!("broker {node}"),
+        Some(node) => format!("broker {node}"),
     };
     let moving = Moving::of(state);
     let moves = if moving.is_done() {
@@ -61,9 +60,9 @@ fn status_text(state: &DescribeClusterReply) -> String {
     };
     let partitions = format!(
         "{}: {} without a leader, {} with a replica that is not in sync",
-        output::count(state.partitions),
-        output::count(state.partitions_offline),
-        output::count(state.partitions_under_replicated),
+        output::count(state.partition_count),
+        output::count(state.offline_count),
+        output::count(state.under_replicated_count),
     );
     let mut text = format!(
         "cluster     {id}, version {} of its image, feature level {}\n\
@@ -85,13 +84,13 @@ fn status_text(state: &DescribeClusterReply) -> String {
     text
 }
 
-fn nodes_text(state: &DescribeClusterReply) -> String {
-    let row = |broker: &BrokerDescription| {
+fn nodes_text(state: &ClusterDetails) -> String {
+    let row = |broker: &BrokerDetails| {
         let mut roles = Vec::new();
         if broker.voter {
             roles.push("voter");
         }
-        if broker.node_id == state.controller {
+        if Some(broker.node_id) == state.controller {
             roles.push("controller");
         }
         vec![
@@ -100,8 +99,8 @@ fn nodes_text(state: &DescribeClusterReply) -> String {
             if broker.rack.is_empty() { "-".to_owned() } else { broker.rack.clone() },
             broker.state.clone(),
             if roles.is_empty() { "-".to_owned() } else { roles.join(", ") },
-            broker.replicas.to_string(),
-            broker.leaders.to_string(),
+            broker.replica_count.to_string(),
+            broker.leader_count.to_string(),
             broker.broker_epoch.to_string(),
         ]
     };
@@ -113,8 +112,8 @@ fn nodes_text(state: &DescribeClusterReply) -> String {
 }
 
 /// The moves for people; long lists are cut.
-pub(super) fn moves_text(moves: &[MoveDescription]) -> String {
-    let row = |change: &MoveDescription| {
+pub(super) fn moves_text(moves: &[PartitionMove]) -> String {
+    let row = |change: &PartitionMove| {
         vec![
             change.topic.clone(),
             change.partition.to_string(),
@@ -136,49 +135,47 @@ pub(super) fn moves_text(moves: &[MoveDescription]) -> String {
     text
 }
 
-fn status_json(state: &DescribeClusterReply) -> Value {
+fn status_json(state: &ClusterDetails) -> Value {
     json!({
-        "cluster_id": state.cluster_id.map(|id| highwater_client::ClusterId::from(id).to_string()),
+        "cluster_id": state.cluster_id.map(|id| id.to_string()),
         "version": state.version,
         "feature_level": state.feature_level,
-        "controller": (state.controller != 0).then_some(state.controller),
-        "voters": state.voters,
+        "controller": state.controller.map(NodeId::get),
+        "voters": ids(&state.voters),
         "brokers": state.brokers.iter().map(|broker| broker_json(state, broker)).collect::<Vec<_>>(),
-        "partitions": state.partitions,
-        "partitions_offline": state.partitions_offline,
-        "partitions_under_replicated": state.partitions_under_replicated,
+        "partitions": state.partition_count,
+        "partitions_offline": state.offline_count,
+        "partitions_under_replicated": state.under_replicated_count,
         "move_bytes_per_second": state.move_bytes_per_second,
         "moves": moves_json(&state.moves),
         "serves": serves(state),
     })
 }
 
-fn broker_json(state: &DescribeClusterReply, broker: &BrokerDescription) -> Value {
+fn broker_json(state: &ClusterDetails, broker: &BrokerDetails) -> Value {
     json!({
-        "node_id": broker.node_id,
+        "node_id": broker.node_id.get(),
         "address": broker.address,
         "rack": broker.rack,
         "state": broker.state,
         "voter": broker.voter,
-        "controller": broker.node_id == state.controller,
-        "replicas": broker.replicas,
-        "leaders": broker.leaders,
-        "broker_epoch": broker.broker_epoch,
-        "directory_id": broker.directory_id.map(|id| highwater_protocol::ids::DirectoryId::from(id).to_string()),
-        "feature_min": broker.feature_min,
-        "feature_max": broker.feature_max,
+        "controller": Some(broker.node_id) == state.controller,
+        "replicas": broker.replica_count,
+        "leaders": broker.leader_count,
+        "broker_epoch": broker.broker_epoch.get(),
+        "directory_id": broker.directory_id.to_string(),
     })
 }
 
 /// The moves for programs, all of them.
-pub(super) fn moves_json(moves: &[MoveDescription]) -> Value {
-    let one = |change: &MoveDescription| {
+pub(super) fn moves_json(moves: &[PartitionMove]) -> Value {
+    let one = |change: &PartitionMove| {
         json!({
             "topic": change.topic,
-            "partition": change.partition,
-            "replicas": change.replicas,
-            "adding": change.adding,
-            "removing": change.removing,
+            "partition": change.partition.get(),
+            "replicas": ids(&change.replicas),
+            "adding": ids(&change.adding),
+            "removing": ids(&change.removing),
             "state": change.state,
             "lag": change.lag,
         })
@@ -186,7 +183,11 @@ pub(super) fn moves_json(moves: &[MoveDescription]) -> Value {
     moves.iter().map(one).collect()
 }
 
-fn list(nodes: &[u32]) -> String {
+fn ids(nodes: &[NodeId]) -> Vec<u32> {
+    nodes.iter().map(|node| node.get()).collect()
+}
+
+fn list(nodes: &[NodeId]) -> String {
     if nodes.is_empty() {
         return "-".to_owned();
     }
@@ -197,26 +198,21 @@ fn list(nodes: &[u32]) -> String {
 mod tests {
     use super::*;
 
-    fn state() -> DescribeClusterReply {
-        let broker = |node_id: u32, state: &str| BrokerDescription {
-            node_id,
-            address: format!("127.0.0.1:94{}0", node_id + 6),
-            state: state.to_owned(),
-            voter: true,
-            replicas: 4,
-            leaders: 1,
-            ..BrokerDescription::default()
+    fn state() -> ClusterDetails {
+        let broker = |node: u32, state: &str| {
+            let mut broker = BrokerDetails::default();
+            broker.node_id = NodeId(node);
+            broker.state = state.to_owned();
+            broker.voter = true;
+            broker
         };
-        DescribeClusterReply {
-            version: 17,
-            controller: 2,
-            voters: vec![1, 2, 3],
-            brokers: vec![broker(1, ACTIVE), broker(2, ACTIVE), broker(3, "fenced")],
-            partitions: 4,
-            partitions_under_replicated: 4,
-            move_bytes_per_second: 50 << 20,
-            ..DescribeClusterReply::default()
-        }
+        let mut state = ClusterDetails::default();
+        state.controller = Some(NodeId(2));
+        state.voters = vec![NodeId(1), NodeId(2), NodeId(3)];
+        state.brokers = vec![broker(1, ACTIVE), broker(2, ACTIVE), broker(3, "fenced")];
+        state.partition_count = 4;
+        state.under_replicated_count = 4;
+        state
     }
 
     #[test]
@@ -234,16 +230,18 @@ mod tests {
 
     #[test]
     fn without_controller_or_leader_it_does_not_serve() {
-        let leaderless = DescribeClusterReply { partitions_offline: 1, ..state() };
-        let headless = DescribeClusterReply { controller: 0, ..state() };
+        let (mut leaderless, mut headless) = (state(), state());
+        leaderless.offline_count = 1;
+        headless.controller = None;
         assert!(!serves(&leaderless) && !serves(&headless));
         assert!(status_text(&headless).contains("none: nothing can be elected"));
     }
 
     #[test]
     fn long_lists_of_moves_are_cut_for_people_only() {
-        let one =
-            MoveDescription { topic: "orders".to_owned(), adding: vec![4], ..MoveDescription::default() };
+        let mut one = PartitionMove::default();
+        one.topic = "orders".to_owned();
+        one.adding = vec![NodeId(4)];
         let moves = vec![one; 25];
         let text = moves_text(&moves);
         assert!(text.contains("and 15 more") && text.contains("orders"), "{text}");
