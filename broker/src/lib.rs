@@ -17,4 +17,5 @@ pub mod storage;
 mod upkeep;
 
 pub use broker::{Broker, ShutdownError, StartError};
+pub use controller::offline_image;
 pub use run::{RunError, run};

@@ -23,7 +23,9 @@ use crate::output::Answer;
 
 /// Bytes of a state file or a manifest at the most.
 const STATE_BYTES_MAX: u64 = 128 << 20;
-/// The state file with the names of topics.
+/// The broker's copy of the metadata.
+const CONTROLLER: &str = "controller";
+/// The state file with the names of topics, of a directory from before the metadata was replicated.
 const TOPICS_STATE: &str = "topics";
 /// Bytes that are read at a time.
 const READ_AHEAD: usize = 1 << 20;
@@ -141,8 +143,13 @@ impl PartitionPath {
 struct TopicNames(BTreeMap<TopicId, String>);
 
 impl TopicNames {
-    /// The names that the state file of the topics has; none if it cannot be read, which `verify` tells.
+    /// The names that the broker's copy of the metadata has, or the state file of an earlier version; none if it cannot
+    /// be read, which `verify` tells.
     fn read(root: &Path) -> anyhow::Result<Self> {
+        if let Some(bytes) = read_small(&root.join(CONTROLLER))? {
+            let image = highwater_broker::offline_image(&bytes).unwrap_or_default();
+            return Ok(Self(image.topics().map(|topic| (topic.id, topic.name.clone())).collect()));
+        }
         let path = root.join(directory::STATE).join(TOPICS_STATE);
         let Some(bytes) = read_small(&path)? else { return Ok(Self::default()) };
         if let Ok(image) = snapshot::decode(&bytes) {

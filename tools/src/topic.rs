@@ -2,7 +2,8 @@
 
 use anyhow::Context;
 use highwater_client::{
-    AlterTopic, Client, ConfigSetting, ConfigSource, ErrorKind, NewTopic, PartitionState, ReplicaState, TopicDetails,
+    AlterTopic, Client, ConfigSetting, ConfigSource, ErrorKind, NewTopic, PartitionState, ReplicaState,
+    TopicDetails,
 };
 use serde_json::{Value, json};
 

@@ -20,6 +20,7 @@ mod store;
 
 pub(crate) use self::core::{BootReport, Setup};
 pub(crate) use store::ListedVoter;
+pub use store::offline_image;
 
 /// The target of log lines of the consensus engine.
 pub(crate) const CONSENSUS_LOGS: &str = "openraft";

@@ -39,7 +39,9 @@ async fn find(admin: &Admin, node: NodeId) -> anyhow::Result<Option<BrokerDetail
     let state = describe(admin).await?;
     let found = state.brokers.into_iter().find(|broker| broker.node_id == node);
     if found.is_none() {
-        output::note(format!("there is no broker {node}; highwater cluster nodes lists those that are there"));
+        output::note(format!(
+            "there is no broker {node}; highwater cluster nodes lists those that are there"
+        ));
     }
     Ok(found)
 }
@@ -101,7 +103,9 @@ pub(super) async fn rebalance(
 ) -> anyhow::Result<Answer> {
     if args.cancel {
         let change = ClusterChange::CancelMoves;
-        let Some(reply) = alter(admin, change, false, "cancel the moves").await? else { return Ok(Answer::No) };
+        let Some(reply) = alter(admin, change, false, "cancel the moves").await? else {
+            return Ok(Answer::No);
+        };
         say(global, &json!({ "cancelled": true }), &reply)?;
         return Ok(Answer::Yes);
     }

@@ -24,7 +24,8 @@ pub(super) async fn describe(admin: &Admin) -> anyhow::Result<ClusterDetails> {
     // A topic may be deleted meanwhile: then nothing is said about the others either, this time.
     let told = admin.describe_topics(&topics).await.unwrap_or_default();
     for change in state.moves.iter_mut().filter(|change| change.lag.is_none() && is_copying(change)) {
-        change.lag = told.iter().find(|topic| topic.name == change.topic).and_then(|topic| lag(topic, change));
+        change.lag =
+            told.iter().find(|topic| topic.name == change.topic).and_then(|topic| lag(topic, change));
     }
     Ok(state)
 }

@@ -10,7 +10,7 @@ use highwater_broker_core::log::slot::{SLOT_BYTES, Slot};
 use serde::Serialize;
 use serde_json::json;
 
-use super::{Lock, Target, TopicNames, list, read_small};
+use super::{CONTROLLER, Lock, Target, TopicNames, list, read_small};
 use crate::args::{Global, LogPathArgs, Output};
 use crate::output::{self, Answer, Progress, Unit};
 
@@ -151,6 +151,11 @@ fn check_state(root: &Path, findings: &mut Findings) -> anyhow::Result<()> {
                 findings.add(file_fault(directory::DIRECTORY, bytes.len(), error.to_string()));
             }
         }
+    }
+    if let Some(bytes) = read_small(&root.join(CONTROLLER))?
+        && let Err(error) = highwater_broker::offline_image(&bytes)
+    {
+        findings.add(file_fault(CONTROLLER, bytes.len(), error.to_string()));
     }
     for name in list(&root.join(directory::STATE))? {
         if name.ends_with(directory::TEMPORARY_SUFFIX) {

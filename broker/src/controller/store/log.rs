@@ -36,7 +36,7 @@ impl RaftLog {
     }
 }
 
-fn read(
+pub(super) fn read(
     store: &RaftStore,
     range: (Bound<u64>, Bound<u64>),
     bytes_max: usize,

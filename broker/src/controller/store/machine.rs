@@ -77,9 +77,9 @@ impl Machine {
     }
 }
 
-type Meta = SnapshotMeta<u64, Member>;
+pub(super) type Meta = SnapshotMeta<u64, Member>;
 
-fn load(store: &RaftStore) -> Result<(Option<Meta>, ClusterImage), StoreError> {
+pub(super) fn load(store: &RaftStore) -> Result<(Option<Meta>, ClusterImage), StoreError> {
     let meta: Option<Meta> = store.get(SNAPSHOT_META)?;
     let image = match store.bytes(SNAPSHOT)? {
         Some(bytes) => decode_image(&bytes)?,

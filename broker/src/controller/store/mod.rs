@@ -5,6 +5,7 @@
 mod backend;
 mod log;
 mod machine;
+mod offline;
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +26,7 @@ use backend::Backend;
 
 pub(crate) use log::RaftLog;
 pub(crate) use machine::{Machine, Shown};
+pub use offline::offline_image;
 
 /// The database file, in the data directory.
 pub(crate) const FILE: &str = "controller";
