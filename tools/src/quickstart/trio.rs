@@ -63,7 +63,7 @@ impl Trio {
                     fs::write(&kept, port).with_context(|| format!("write {}", kept.display()))?;
                     return Ok(after);
                 }
-                Err(error) if tried == ATTEMPTS => return Err(error),
+                Err(error) if tried == ATTEMPTS || !is_taken(&error) => return Err(error),
                 // Nobody has been told of these brokers: they begin anew, with other addresses.
                 Err(_) => {
                     self.running.clear();
@@ -191,6 +191,11 @@ fn candidate(attempt: u16) -> u16 {
     let sets = (OTHER_PORTS.end - OTHER_PORTS.start) / span;
     let set = (std::process::id() % u32::from(sets)) as u16;
     OTHER_PORTS.start + (set + attempt * 17) % sets * span
+}
+
+/// Whether a broker said that its port is taken.
+fn is_taken(error: &anyhow::Error) -> bool {
+    format!("{error:#}").contains("already in use")
 }
 
 fn read_port(path: &std::path::Path) -> anyhow::Result<Option<u16>> {
