@@ -20,7 +20,8 @@ const PROBES: u32 = 2;
 /// A fencing that was asked for and is not seen in the image by then is asked for again.
 const FENCE_AGAIN: Duration = Duration::from_millis(500);
 
-/// Into how many parts a lease is divided to see whether the controller itself was asleep.
+/// Into how many parts a lease is divided to see whether the controller itself was asleep, and whether a broker is so
+/// silent that its address is probed: its connection may have ended where nobody noticed, as with a controller before.
 const LEASE_PARTS: u32 = 4;
 
 /// What happens.
@@ -119,6 +120,8 @@ struct Member {
     broker_epoch: BrokerEpoch,
     fenced: bool,
     lease_end: Mono,
+    /// When its address is probed if nothing is heard of it.
+    probe_at: Mono,
     /// Probes under way: how many were refused so far.
     refused: Option<u32>,
     /// When fencing is asked for again, once it was.
@@ -183,6 +186,7 @@ impl Liveness {
     fn renew_all(&mut self, now: Mono) {
         for member in self.members.values_mut() {
             member.lease_end = now.after(self.lease);
+            member.probe_at = now.after(self.lease / LEASE_PARTS);
         }
     }
 
@@ -194,6 +198,7 @@ impl Liveness {
                 broker_epoch: *broker_epoch,
                 fenced: *fenced,
                 lease_end: now.after(self.lease),
+                probe_at: now.after(self.lease / LEASE_PARTS),
                 refused: None,
                 fence_again: None,
             };
@@ -210,11 +215,11 @@ impl Liveness {
     }
 
     fn heard(&mut self, now: Mono, node: NodeId, broker_epoch: BrokerEpoch) {
-        let lease_end = now.after(self.lease);
+        let (lease_end, probe_at) = (now.after(self.lease), now.after(self.lease / LEASE_PARTS));
         if let Some(member) = self.members.get_mut(&node)
             && member.broker_epoch == broker_epoch
         {
-            member.lease_end = lease_end;
+            (member.lease_end, member.probe_at) = (lease_end, probe_at);
             member.refused = None;
         }
     }
@@ -257,7 +262,15 @@ impl Liveness {
         if !self.leading {
             return;
         }
+        let again = now.after(self.lease / LEASE_PARTS);
         for (node, member) in &mut self.members {
+            let silent = !member.fenced && member.fence_again.is_none() && member.refused.is_none();
+            if silent && member.probe_at <= now {
+                member.probe_at = again;
+                member.refused = Some(0);
+                let broker_epoch = member.broker_epoch;
+                out.push(Output::Probe { node: *node, broker_epoch, after: Duration::ZERO });
+            }
             let due = match member.fence_again {
                 Some(again) => again <= now,
                 None => member.lease_end <= now,
@@ -347,11 +360,15 @@ mod tests {
         Output::Fence { node, broker_epoch: BrokerEpoch(epoch), why }
     }
 
+    fn fences(out: Vec<Output>) -> Vec<Output> {
+        out.into_iter().filter(|output| matches!(output, Output::Fence { .. })).collect()
+    }
+
     #[test]
     fn a_broker_is_fenced_when_its_lease_ends_and_not_before() {
         let mut world = World::leading();
         assert_eq!(world.pass(LEASE * 3, &[(A, 7), (B, 8)]), []);
-        assert_eq!(world.pass(LEASE - Duration::from_millis(300), &[(B, 8)]), []);
+        assert_eq!(fences(world.pass(LEASE - Duration::from_millis(300), &[(B, 8)])), []);
         let out = world.pass(Duration::from_millis(600), &[(B, 8)]);
         assert!(out.contains(&fence(A, 7, Death::LeaseEnded)), "{out:?}");
         assert!(!out.iter().any(|output| matches!(output, Output::Fence { node: B, .. })));
@@ -359,6 +376,21 @@ mod tests {
         let mut world = World::leading();
         let out = world.pass(LEASE * 2, &[(A, 6), (B, 8)]);
         assert!(out.contains(&fence(A, 7, Death::LeaseEnded)));
+    }
+
+    #[test]
+    fn a_silent_broker_is_probed_long_before_its_lease_ends() {
+        let mut world = World::leading();
+        let out = world.pass(LEASE / 3, &[(B, 8)]);
+        assert_eq!(out, [probe(A, 7, 0)], "nobody has noticed that its connection ended");
+        world.probed(A, 7, Probe::Refused);
+        assert_eq!(world.probed(A, 7, Probe::Refused), [fence(A, 7, Death::Refused)]);
+        // One that answers is probed again, and judged by its lease.
+        let mut world = World::leading();
+        world.pass(LEASE / 3, &[(B, 8)]);
+        world.probed(A, 7, Probe::Answered(Some(BrokerEpoch(7))));
+        let out = world.pass(LEASE / 3, &[(B, 8)]);
+        assert_eq!(out, [probe(A, 7, 0)]);
     }
 
     #[test]
@@ -401,8 +433,8 @@ mod tests {
         let mut world = World::leading();
         world.now = world.now.after(LEASE * 10);
         assert_eq!(world.step(Input::Tick), []);
-        assert_eq!(world.pass(LEASE - Duration::from_millis(10), &[]), []);
-        let out = world.pass(Duration::from_millis(300), &[]);
+        assert_eq!(fences(world.pass(LEASE - Duration::from_millis(10), &[])), []);
+        let out = fences(world.pass(Duration::from_millis(300), &[]));
         assert_eq!(out.len(), 2, "{out:?}");
     }
 
@@ -417,7 +449,7 @@ mod tests {
         let mut world = World::leading();
         world.pass(LEASE - Duration::from_millis(300), &[(B, 8)]);
         world.step(Input::Image(vec![(A, BrokerEpoch(12), false), (B, BrokerEpoch(8), false)]));
-        assert_eq!(world.pass(Duration::from_millis(600), &[(B, 8)]), []);
+        assert_eq!(fences(world.pass(Duration::from_millis(600), &[(B, 8)])), []);
         world.step(Input::NotLeading);
         assert_eq!(world.pass(LEASE * 2, &[]), []);
     }
