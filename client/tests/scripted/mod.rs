@@ -111,6 +111,7 @@ struct Shared {
     links: Mutex<HashMap<u64, Wire>>,
     /// Links on which changes are to be told.
     watchers: Mutex<Vec<Wire>>,
+    watcher_added: tokio::sync::Notify,
 }
 
 /// The test's end.
@@ -217,6 +218,7 @@ impl Broker {
             read_again: tokio::sync::Notify::new(),
             links: Mutex::new(HashMap::new()),
             watchers: Mutex::new(Vec::new()),
+            watcher_added: tokio::sync::Notify::new(),
         };
         Self { shared: Arc::new(shared), incoming }
     }
@@ -253,8 +255,12 @@ impl Broker {
 
     /// Waits until somebody asks to be told of changes.
     pub async fn watched(&self) {
-        while self.shared.watchers.lock().is_empty() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
+        loop {
+            let added = self.shared.watcher_added.notified();
+            if !self.shared.watchers.lock().is_empty() {
+                return;
+            }
+            added.await;
         }
     }
 
@@ -464,6 +470,7 @@ async fn handle(shared: &Shared, wire: &Wire, frame: Frame) {
             let request: MetadataRequest = frame.decode_body().unwrap();
             if request.watch {
                 shared.watchers.lock().push(wire.clone());
+                shared.watcher_added.notify_waiters();
             }
             wire.reply::<MetadataRequest>(&frame, &metadata(&request, &behaviour)).await;
         }
