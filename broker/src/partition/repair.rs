@@ -180,7 +180,13 @@ impl Worker {
     pub(super) fn report(&mut self, problem: Problem) {
         match problem {
             Problem::Suspect => self.tell_controller(ReplicaProblem::Suspect),
-            Problem::Recovered => self.tell_controller(ReplicaProblem::Recovered),
+            Problem::Recovered => {
+                self.tell_controller(ReplicaProblem::Recovered);
+                // Holes that are still there are told again.
+                if !self.log.holes().is_empty() {
+                    self.repair.reported = None;
+                }
+            }
             Problem::Refused { to, high_watermark } => error!(
                 topic = self.shared.topic, partition = %self.shared.partition, %to, %high_watermark,
                 leader = ?self.replica.leader(),
