@@ -108,6 +108,16 @@ impl Network {
         self.drop_packets(self.address(from), to)
     }
 
+    /// From now on so many of a hundred packets of `from` do not arrive at `to`.
+    ///
+    /// # Errors
+    /// When the command fails.
+    pub fn lose(&self, from: u32, to: u32, percent: u32) -> Result<()> {
+        let from = self.address(from);
+        let lost = format!("numgen random mod 100 < {percent} drop");
+        self.nft(to, &format!("add rule inet {TABLE} input ip saddr {from} {lost}"))
+    }
+
     /// Cuts a broker off from all the others, in both directions.
     ///
     /// # Errors
@@ -222,6 +232,7 @@ mod tests {
             network.cut_clients(1).unwrap();
             assert!(!connects(&network), "what clients send is dropped");
             network.heal().unwrap();
+            network.lose(2, 1, 50).unwrap();
             let address = SocketAddr::from((network.address(1), 9000));
             let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(30)).unwrap();
             stream.write_all(b"x").unwrap();
