@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use highwater_client::{Client, NewTopic};
 use highwater_protocol::messages::DescribeClusterReply;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 pub use self::view::{Place, View};
 use crate::cluster::{BrokerProcess, Options, free_port, highwater};
@@ -52,7 +53,11 @@ pub struct Brokers {
     setup: Setup,
     // Dropped after the processes in it.
     network: Option<Network>,
+    _turn: SemaphorePermit<'static>,
 }
+
+/// One cluster at a time in a process: more of them than a small machine has cores would only wait for each other.
+static TURN: Semaphore = Semaphore::const_new(1);
 
 impl Brokers {
     /// Starts the brokers on loopback and waits until each knows the same controller and all brokers.
@@ -68,19 +73,21 @@ impl Brokers {
     /// # Errors
     /// As [`Brokers::start`].
     pub async fn start_in(setup: Setup, network: Option<Network>) -> Result<Self> {
-        let mut brokers = Self::unstarted(setup, network)?;
+        let mut brokers = Self::unstarted(setup, network).await?;
         brokers.start_all()?;
         brokers.formed().await?;
         Ok(brokers)
     }
 
-    /// Brokers that have their addresses and do not run yet.
+    /// Brokers that have their addresses and do not run yet, once no other cluster runs in this process.
     ///
     /// # Errors
     /// When the program cannot be built, or there are no free ports.
-    pub fn unstarted(setup: Setup, network: Option<Network>) -> Result<Self> {
+    pub async fn unstarted(setup: Setup, network: Option<Network>) -> Result<Self> {
         let nodes = 1..=setup.count;
-        let mut brokers = Self { processes: BTreeMap::new(), addresses: BTreeMap::new(), setup, network };
+        let (processes, addresses) = (BTreeMap::new(), BTreeMap::new());
+        let turn = TURN.acquire().await.context("wait for the cluster before")?;
+        let mut brokers = Self { processes, addresses, setup, network, _turn: turn };
         for node in nodes.clone() {
             let address = brokers.new_address(node)?;
             brokers.addresses.insert(node, address);
