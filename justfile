@@ -70,27 +70,27 @@ kills COUNT="200" SEED="1":
 
 # `kill -9` of leaders in a cluster of three, with the times until they are served again.
 failover COUNT="100" SEED="1":
-    HIGHWATER_KILLS={{COUNT}} HIGHWATER_SEED={{SEED}} cargo test -p highwater-tests --release --test failover -- --nocapture
+    HIGHWATER_KILLS={{COUNT}} HIGHWATER_SEED={{SEED}} cargo test -p highwater-tests --release --test cluster failover:: -- --nocapture --include-ignored
 
 # Cuts of the network in all directions, and pauses of brokers. Cuts need root, iproute2 and nftables.
 partitions COUNT="26" SEED="1":
-    HIGHWATER_FAULTS={{COUNT}} HIGHWATER_SEED={{SEED}} cargo test -p highwater-tests --release --test partitions -- --nocapture --test-threads 1
+    HIGHWATER_FAULTS={{COUNT}} HIGHWATER_SEED={{SEED}} cargo test -p highwater-tests --release --test cluster partitions:: -- --nocapture --include-ignored
 
 # All three brokers of a cluster killed at once.
 all-killed COUNT="30" SEED="1":
-    HIGHWATER_KILLS={{COUNT}} HIGHWATER_SEED={{SEED}} cargo test -p highwater-tests --release --test all_killed -- --nocapture
+    HIGHWATER_KILLS={{COUNT}} HIGHWATER_SEED={{SEED}} cargo test -p highwater-tests --release --test cluster all_killed:: -- --nocapture --include-ignored
 
 # Producers whose connections are cut, whose acknowledgements are lost and whose leaders are killed.
 exactly-once CUTS="1000" KILLS="50" SEED="1":
-    HIGHWATER_CUTS={{CUTS}} HIGHWATER_KILLS={{KILLS}} HIGHWATER_SEED={{SEED}} cargo test -p highwater-tests --release --test exactly_once_cluster -- --nocapture
+    HIGHWATER_CUTS={{CUTS}} HIGHWATER_KILLS={{KILLS}} HIGHWATER_SEED={{SEED}} cargo test -p highwater-tests --release --test cluster exactly_once:: -- --nocapture --include-ignored
 
 # Brokers stopped and started again one after the other, under load, with the pauses that clients see.
 rolling-restart ROUNDS="3":
-    HIGHWATER_ROUNDS={{ROUNDS}} cargo test -p highwater-tests --release --test rolling_restart -- --nocapture
+    HIGHWATER_ROUNDS={{ROUNDS}} cargo test -p highwater-tests --release --test cluster rolling_restart:: -- --nocapture --include-ignored
 
 # A fourth broker joins three with this many partitions, under load; drained and removed again.
 rebalance PARTITIONS="300":
-    HIGHWATER_PARTITIONS={{PARTITIONS}} cargo test -p highwater-tests --release --test rebalance -- --nocapture --test-threads 1
+    HIGHWATER_PARTITIONS={{PARTITIONS}} cargo test -p highwater-tests --release --test cluster rebalance:: -- --nocapture --include-ignored
 
 # A real text of this many lines through the command line and back.
 text LINES="500000":
