@@ -267,6 +267,11 @@ impl Worker {
     /// The leader has answered where its log starts.
     pub(super) fn reset_at(&mut self, now: Mono, session: u64, start: Result<LogStart, ApiError>) {
         if self.reset_asked.take_if(|asked| *asked == session).is_none() {
+            // The session was given up meanwhile, and the replica still waits for its log to be replaced, unless it has
+            // asked again.
+            if self.reset_asked.is_none() && self.disk_jobs.is_empty() {
+                self.step(now, Input::LinkLost);
+            }
             return;
         }
         self.following = None;
