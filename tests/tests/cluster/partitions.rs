@@ -199,7 +199,6 @@ fn on_this_network(network: Option<Network>, faults: &[Fault]) {
 }
 
 #[test]
-#[ignore = "clients stay with a leader that is cut off from the other brokers"]
 fn cuts_of_the_network_lose_nothing_and_a_majority_goes_on() {
     if let Some(obstacle) = Network::obstacle() {
         return say_skipped("brokers on a network that is cut", &obstacle);
@@ -213,7 +212,6 @@ fn cuts_of_the_network_lose_nothing_and_a_majority_goes_on() {
 }
 
 #[test]
-#[ignore = "clients stay with a paused leader until they give the connection up"]
 fn paused_brokers_lose_nothing_and_the_others_go_on() {
     on_this_network(None, &chosen(&PAUSES, 2));
 }

@@ -124,13 +124,12 @@ async fn run(on_leader: bool) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "the damage is not found within a minute"]
 async fn a_damaged_follower_is_found_and_healed() {
     run(false).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "the damage is not found within a minute"]
+#[ignore = "a consumer is sent the damaged batch, sees that it is corrupt, and ends"]
 async fn a_damaged_leader_is_found_and_healed() {
     run(true).await;
 }
