@@ -1,14 +1,16 @@
-//! The list of the first brokers of a cluster.
+//! What a broker is told about its cluster: the list of the first brokers, and how long others are waited for.
 
 use std::fmt;
 use std::marker::PhantomData;
 use std::str::FromStr;
+use std::time::Duration;
 
 use highwater_protocol::ids::NodeId;
+use highwater_protocol::limits::NAME_BYTES_MAX;
 use serde::de::Deserializer;
 use serde::{Deserialize, Serialize};
 
-use super::{FromText, check_address};
+use super::{Config, ConfigError, FromText, check_address};
 
 /// One of the first brokers.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -72,6 +74,43 @@ impl FromStr for Voters {
 impl<'de> Deserialize<'de> for Voters {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(FromText(PhantomData))
+    }
+}
+
+/// The shortest lease: a broker is heard of five times a second, and the machine may be busy.
+const LEASE_MIN: Duration = Duration::from_millis(500);
+/// The longest lease: for as long nobody would lead what a broker led that is cut off.
+const LEASE_MAX: Duration = Duration::from_secs(300);
+/// The shortest time for reading everything that is stored.
+const SCRUB_INTERVAL_MIN: Duration = Duration::from_millis(100);
+
+impl Config {
+    /// What a broker of a cluster is told about the others.
+    pub(super) fn check_cluster(&self) -> Result<(), ConfigError> {
+        let value = |name, problem: String| Err(ConfigError::Value { name, problem });
+        if !self.voters.is_empty() && self.join.is_some() {
+            let problem = "a broker is one of the first (voters) or joins (join), not both".to_owned();
+            return value("voters", problem);
+        }
+        if !self.voters.is_empty() && self.voters.iter().all(|voter| voter.node_id != self.node_id) {
+            return value(
+                "voters",
+                format!(
+                    "broker {} is not in the list: name all first brokers, or let this one join with --join HOST:PORT",
+                    self.node_id
+                ),
+            );
+        }
+        if self.lease < LEASE_MIN || self.lease > LEASE_MAX {
+            return value("lease", "must be from 500ms to 5m".to_owned());
+        }
+        if self.scrub_interval < SCRUB_INTERVAL_MIN {
+            return value("scrub_interval", "must be at least 100ms".to_owned());
+        }
+        if self.cluster_secret.len() > NAME_BYTES_MAX {
+            return value("cluster_secret", format!("has at most {NAME_BYTES_MAX} bytes"));
+        }
+        Ok(())
     }
 }
 

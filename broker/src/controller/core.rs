@@ -204,6 +204,11 @@ impl Core {
         Some(self.known.address_of(controller, member))
     }
 
+    /// Whether this broker has a place in the cluster.
+    pub(crate) fn is_registered(&self) -> bool {
+        self.registration.borrow().is_some()
+    }
+
     /// This broker may not go on.
     pub(crate) fn give_up(&self, why: String) {
         tracing::error!("{why}");

@@ -10,7 +10,7 @@ use openraft::{Config, SnapshotPolicy};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use super::consensus::{Raft, StoreFailure};
 use super::core::{Core, View};
@@ -59,6 +59,7 @@ impl Engine {
         let work = async {
             tasks.spawn(proposals::run(Arc::clone(&self.core), self.proposals));
             let flush_failed = Arc::new(AtomicBool::new(false));
+            let path = self.root.join(super::store::FILE);
             let (mut first, mut last) = (true, OpenStore::default());
             loop {
                 let session = Session {
@@ -69,22 +70,22 @@ impl Engine {
                     tasks: &tasks,
                 };
                 match session.run(&flush_failed, first, &mut last).await {
-                    Ok(()) => {}
+                    Ok(()) if self.core.is_registered() => {}
+                    Ok(()) => {
+                        self.core.give_up(format!(
+                            "the controller's state in {} could not be read or written: check the disk and start again",
+                            path.display()
+                        ));
+                        return std::future::pending().await;
+                    }
                     Err(Stopped::Never(why)) => {
                         self.core.give_up(why);
                         return std::future::pending().await;
                     }
-                    Err(Stopped::Store(error)) if first => {
-                        let path = self.root.join(super::store::FILE);
-                        self.core
-                            .give_up(format!("open the controller's state in {}: {error}", path.display()));
-                        return std::future::pending().await;
-                    }
-                    Err(Stopped::Store(StoreError::FlushFailed)) => {
-                        error!(
-                            "a flush of the controller's state has failed: this broker does not take part in consensus \
-                             until it is started again; check the disk"
-                        );
+                    // Nobody waits for a broker that does not come up; and one that does not see changes any more must
+                    // not go on with what it knew.
+                    Err(Stopped::Store(error)) if !self.core.is_registered() || error.is_final() => {
+                        self.core.give_up(format!("the controller's state in {}: {error}", path.display()));
                         return std::future::pending().await;
                     }
                     Err(Stopped::Store(error)) => {

@@ -127,11 +127,12 @@ impl Core {
     }
 
     async fn probe(&self, node: NodeId) -> Probe {
-        // Whoever judges is there.
-        if node == self.setup.node_id {
-            return Probe::Answered(*self.registration.borrow());
-        }
         let Some(broker) = self.image().broker(node).cloned() else { return Probe::Unclear };
+        // Whoever judges is there, unless the registration is that of an earlier process.
+        if node == self.setup.node_id {
+            let ours = broker.incarnation == self.setup.incarnation;
+            return Probe::Answered(ours.then_some(broker.broker_epoch));
+        }
         match self.links.probe(&broker.address).await {
             Ok(answering) if answering.node_id != node || answering.directory_id != broker.directory_id => {
                 Probe::Unclear

@@ -1,5 +1,6 @@
 //! Several brokers in this process as one cluster: how it comes to be, who is the controller, who is fenced, and which
 //! starts are refused.
+#![cfg(test)]
 
 mod support;
 

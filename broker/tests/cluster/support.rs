@@ -171,11 +171,12 @@ fn soon() -> Instant {
 /// Asks again and again until there is an answer.
 pub(crate) async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMut() -> F) -> T {
     let deadline = Instant::now() + LIMIT;
+    let mut looks = tokio::time::interval(Duration::from_millis(20));
     loop {
         if let Some(found) = look().await {
             return found;
         }
         assert!(Instant::now() < deadline, "not in {LIMIT:?}: {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        looks.tick().await;
     }
 }

@@ -65,10 +65,10 @@ impl Machine {
 
     /// Carries out one command and encodes what came of it. What this broker does not know it cannot pass over, or its
     /// image would differ from the others': it stops taking part, and says that it has to be upgraded.
-    fn carry_out(&mut self, at: LogId, bytes: &[u8]) -> Result<Vec<u8>, StoreFailure> {
+    fn carry_out(&mut self, at: LogId, bytes: &[u8]) -> Result<Vec<u8>, Box<StoreFailure>> {
         let cannot = |error: CodecError| {
             error!(%error, "a decided change cannot be carried out by this broker");
-            StoreFailure::from(StorageIOError::apply(at, AnyError::new(&error)))
+            Box::new(StoreFailure::from(StorageIOError::apply(at, AnyError::new(&error))))
         };
         let command = decode_command(bytes).map_err(cannot)?;
         let outcome = self.image.apply(&command);
@@ -109,7 +109,9 @@ impl RaftStateMachine<Types> for Machine {
             self.applied = Some(entry.log_id);
             let outcome = match entry.payload {
                 EntryPayload::Blank => Vec::new(),
-                EntryPayload::Normal(change) => self.carry_out(entry.log_id, &change.command)?,
+                EntryPayload::Normal(change) => {
+                    self.carry_out(entry.log_id, &change.command).map_err(|failure| *failure)?
+                }
                 EntryPayload::Membership(membership) => {
                     info!(%membership, "the members of consensus have changed");
                     self.membership = Membership::new(Some(entry.log_id), membership);

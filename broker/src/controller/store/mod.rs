@@ -59,10 +59,17 @@ pub(crate) enum StoreError {
     Decode { what: &'static str, source: rmp_serde::decode::Error },
     #[error("{what} does not encode: {source}")]
     Encode { what: &'static str, source: rmp_serde::encode::Error },
-    #[error("a flush of the controller's state has failed; it is not used until the broker is started again")]
+    #[error("a flush has failed: check the disk and start the broker again")]
     FlushFailed,
     #[error("the thread that writes the controller's state ended")]
     Gone,
+}
+
+impl StoreError {
+    /// Whether opening the store again cannot help.
+    pub(crate) const fn is_final(&self) -> bool {
+        matches!(self, Self::FlushFailed)
+    }
 }
 
 macro_rules! from_database {
