@@ -43,7 +43,7 @@ lead_by_an_old_registration          | broker-core | replica_holes    | interlea
 durability_recorded_before_flush     | broker-core | replica_holes    | interleaving_a_stricter
 durability_recorded_despite_eligible | broker-core | replica_holes    | interleaving_a_stricter
 durability_relaxed_before_record     | broker-core | replica_holes    | interleaving_a_laxer
-h7_ack_of_a_dead_session             | broker-core | replica_holes    | interleaving_a_stale
+h7_ack_of_another_epoch              | broker-core | replica_holes    | interleaving_a_stale
 answered_before_commit               | broker-core | replica_holes    | interleaving_a_duplicate
 h4_no_eligible_set                   | broker-core | lib              | tests::sets::h4_
 h4_unclean_keeps_place               | broker-core | lib              | tests::sets::h4_

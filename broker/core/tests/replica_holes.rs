@@ -139,6 +139,8 @@ fn h2_an_epoch_that_the_leader_has_not_is_answered_with_the_one_below_until_they
     assign(&mut follower, assignment(TWO, 5, &[ME, TWO, THREE]));
     let answer = leader.check_subscribe(&check(TWO, 5, 14, Some(3)));
     assert_eq!(answer, Ok(Subscribed::Diverged { epoch: LeaderEpoch(1), end_offset: Offset(9) }));
+    // Also where the two have as many records: those of epoch 3 are not the leader's.
+    assert_eq!(leader.check_subscribe(&check(TWO, 5, 9, Some(3))), answer);
     let diverged = Input::Diverged { epoch: LeaderEpoch(1), end_offset: Offset(9) };
     // It has less of epoch 1 than the leader.
     assert_eq!(step(&mut follower, diverged), [Output::Truncate { to: Offset(8) }]);
@@ -309,6 +311,26 @@ fn h15_who_ends_below_the_log_start_starts_over_but_never_while_it_counts_as_a_m
 }
 
 #[test]
+fn h15_a_replica_that_was_to_start_over_takes_up_its_new_duty_when_that_is_over_or_given_up() {
+    let given_up: fn(&mut Replica) -> Vec<Output> = |replica| step(replica, Input::LinkLost);
+    let done: fn(&mut Replica) -> Vec<Output> = |replica| {
+        let (log_generation, log_start) = (2, Offset(20));
+        step(replica, Input::WasReset { log_generation, log_start, epochs: epochs(&[(5, 20)]) })
+    };
+    for (end, offset) in [(given_up, Offset(10)), (done, Offset(20))] {
+        let (mut follower, _) = follower(6);
+        assign(&mut follower, Assignment { version: 51, ..assignment(TWO, 5, &[TWO, THREE]) });
+        assert_eq!(step(&mut follower, Input::ResetOffered { log_start: Offset(20) }), [Output::Reset]);
+        // The leader is another one before the log is replaced.
+        let out = assign(&mut follower, assignment(THREE, 6, &[THREE]));
+        assert_eq!(out, [Output::Unsubscribe], "what happens to the log is not known yet");
+        let out = end(&mut follower);
+        let asks = |output: &Output| matches!(output, Output::Subscribe { leader: THREE, offset: at, .. } if *at == offset);
+        assert!(out.iter().any(asks), "{out:?}");
+    }
+}
+
+#[test]
 fn h21_a_follower_that_is_busy_keeps_its_session_and_goes_on_where_it_was() {
     let mut leader = leader(&[ME, TWO]);
     step(&mut leader, opened(1, TWO, 10));
@@ -372,6 +394,7 @@ fn a_growth_is_waited_for_as_soon_as_it_is_proposed_and_a_shrink_only_when_it_is
     let out = step_at(&mut leader, late, Input::Tick);
     let in_sync = all[..2].to_vec();
     assert_eq!(out, [Output::Propose { version: 51, leader_epoch: LeaderEpoch(5), in_sync }]);
+    step_at(&mut leader, late, Input::Tick);
     assert_eq!(leader.high_watermark(), Offset(12));
     assign(&mut leader, Assignment { version: 52, ..assignment(ME, 5, &[ME, TWO]) });
     assert_eq!(leader.high_watermark(), Offset(14));
