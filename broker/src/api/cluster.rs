@@ -216,12 +216,10 @@ async fn elect_unclean(node: &Node, request: &AlterClusterRequest) -> Result<Alt
     ))
 }
 
-/// Proposes all at once, and fails with the first that is refused; those before it are carried out.
+/// Proposes one after another, and fails with the first that is refused; those before it are carried out.
 async fn propose_all(node: &Node, commands: Vec<Command>) -> Result<(), ApiError> {
-    let reply = node.controller.propose(Command::Batch(commands), false).await?;
-    let Reply::Batch(outcomes) = reply else { return Err(odd(&reply)) };
-    for outcome in outcomes {
-        outcome.map_err(refused)?;
+    for command in commands {
+        node.controller.propose(command, false).await?;
     }
     Ok(())
 }
