@@ -42,6 +42,7 @@ recovered_while_short                | broker-core | replica_holes    | whoever_
 lead_by_an_old_registration          | broker-core | replica_holes    | interleaving_a_leader_back
 durability_recorded_before_flush     | broker-core | replica_holes    | interleaving_a_stricter
 durability_recorded_despite_eligible | broker-core | replica_holes    | interleaving_a_stricter
+durability_recorded_before_ready     | broker-core | replica_holes    | interleaving_a_stricter
 durability_relaxed_before_record     | broker-core | replica_holes    | interleaving_a_laxer
 h7_ack_of_another_epoch              | broker-core | replica_holes    | interleaving_a_stale
 answered_before_commit               | broker-core | replica_holes    | interleaving_a_duplicate

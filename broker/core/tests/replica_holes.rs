@@ -534,6 +534,19 @@ fn interleaving_a_stricter_durability_waits_while_an_eligible_replica_may_not_ha
 }
 
 #[test]
+fn interleaving_a_stricter_durability_waits_until_a_new_leader_knows_what_is_committed() {
+    let os = |assignment| Assignment { durability_effective: OS, durability_wanted: OS, ..assignment };
+    // Its predecessor may have committed up to 10; it knows of 0, and of broker 2 nothing.
+    let mut leader = replica(10, 0, &[(1, 0), (4, 8)]);
+    assign(&mut leader, os(assignment(ME, 5, &[ME, TWO])));
+    assert_eq!(step(&mut leader, Input::DurabilityWanted(FSYNC)), [Output::FlushBy(FSYNC)]);
+    step(&mut leader, opened(1, TWO, 10));
+    assert_eq!(step(&mut leader, acked(1, TWO, ends(10, 6))), [Output::HighWatermark(Offset(6))]);
+    let out = step(&mut leader, acked(1, TWO, ends(10, 10)));
+    assert_eq!(out, [Output::HighWatermark(Offset(10)), Output::RecordDurability(FSYNC)]);
+}
+
+#[test]
 fn interleaving_a_laxer_durability_counts_only_when_it_is_recorded() {
     let mut leader = leader(&[ME, TWO]);
     step(&mut leader, opened(1, TWO, 10));

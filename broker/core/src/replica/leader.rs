@@ -165,13 +165,19 @@ impl Replica {
         }
     }
 
-    /// Whether everything below the high watermark is flushed wherever the next leader may come from. Of eligible
-    /// replicas that are not in sync nothing is known, so there must be none.
+    /// Whether everything that is committed is flushed wherever the next leader may come from. Its predecessor may have
+    /// committed up to the start of the epoch, above the watermark that this leader knows of. Of eligible replicas that are
+    /// not in sync nothing is known, so there must be none.
     fn is_flushed_to_watermark(&self) -> bool {
         let State::Leader(leader) = &self.state else { return false };
         let nobody_else = self.assignment.as_ref().is_some_and(|assignment| assignment.eligible.is_empty());
+        let committed = if cfg!(hw_mutate = "durability_recorded_before_ready") {
+            self.high_watermark
+        } else {
+            self.high_watermark.max(leader.epoch_start)
+        };
         (nobody_else || cfg!(hw_mutate = "durability_recorded_despite_eligible"))
-            && leader.set.least_flushed() >= self.high_watermark
+            && leader.set.least_flushed() >= committed
             || cfg!(hw_mutate = "durability_recorded_before_flush")
     }
 }
