@@ -11,7 +11,8 @@ use highwater_client::{Client, Consumer, ErrorKind, Offset, PartitionId, StartAt
 use highwater_protocol::api::ApiKey;
 use highwater_protocol::error_code::ErrorCode;
 use highwater_protocol::messages::{
-    CorruptRange, Credit, Ended, Push, SubscribeReply, SubscribeRequest, UnsubscribeReply, UnsubscribeRequest,
+    CorruptRange, Credit, Ended, Push, ReplicaChecksumReply, ReplicaChecksumRequest, SubscribeReply,
+    SubscribeRequest, UnsubscribeReply, UnsubscribeRequest,
 };
 use scripted::{Behaviour, Broker, Incoming, TOPIC, Wire, batch};
 
@@ -48,6 +49,11 @@ async fn subscription(broker: &mut Broker) -> Subscription {
                 return Subscription { wire, request };
             }
             ApiKey::UNSUBSCRIBE => wire.reply::<UnsubscribeRequest>(&frame, &UnsubscribeReply {}).await,
+            // The leader is asked to look at what it has where damage came from.
+            ApiKey::REPLICA_CHECKSUM => {
+                let reply = ReplicaChecksumReply::default();
+                wire.reply::<ReplicaChecksumRequest>(&frame, &reply).await;
+            }
             ApiKey::CREDIT => {}
             other => panic!("{} was not expected", other.name()),
         }
@@ -63,7 +69,8 @@ async fn credit(broker: &mut Broker) -> Credit {
 async fn started(behaviour: Behaviour, start: StartAt) -> (Broker, Client, Consumer, Subscription) {
     let mut broker = Broker::new(behaviour);
     let client = broker.client().await;
-    let consumer = client.consumer(TOPIC).from(start).build().await.unwrap();
+    let builder = client.consumer(TOPIC).from(start).repair_timeout(Duration::ZERO);
+    let consumer = builder.build().await.unwrap();
     let subscription = subscription(&mut broker).await;
     (broker, client, consumer, subscription)
 }
@@ -226,6 +233,26 @@ async fn a_corrupt_range_is_told_behind_what_was_received_and_can_be_passed() {
     assert_eq!((error.kind(), error.corrupt_range()), (ErrorKind::CorruptRange, Some(Offset(1)..Offset(20))));
     consumer.seek(P0, StartAt::Offset(Offset(20))).await.unwrap();
     assert_eq!(subscription(&mut broker).await.request.offset, 20);
+}
+
+#[tokio::test(start_paused = true)]
+async fn damaged_batches_are_read_again_until_they_are_repaired() {
+    let mut broker = Broker::new(Behaviour::default());
+    let client = broker.client().await;
+    let mut consumer = client.consumer(TOPIC).from(StartAt::Earliest).build().await.unwrap();
+    let first = subscription(&mut broker).await;
+    first.push(2, &batch(0, 0, &["a"])).await;
+    assert_eq!(value(&mut consumer).await.0, 0);
+    let mut damaged = batch(0, 1, &["b"]).to_vec();
+    *damaged.last_mut().unwrap() ^= 1;
+    first.push(2, &damaged).await;
+    let again = async {
+        let again = subscription(&mut broker).await;
+        assert_eq!(again.request.offset, 1, "from where the damage is");
+        again.push(2, &batch(0, 1, &["b"])).await;
+    };
+    let (record, ()) = tokio::join!(value(&mut consumer), again);
+    assert_eq!(record, (1, "b".to_owned()));
 }
 
 #[tokio::test(start_paused = true)]

@@ -88,6 +88,10 @@ pub(crate) async fn checksum(
     let _permit = node.replica_reads.acquire().await;
     let found = handle.checksum(Offset(request.start), end, bytes_max).await?;
     let range = &found.range;
+    if !range.corrupt.is_empty() {
+        // What was found is reported and repaired now, not at the next round.
+        handle.maintain(node.clock.wall());
+    }
     Ok(ReplicaChecksumReply {
         start: range.start.get(),
         end: range.end.get(),

@@ -4,8 +4,10 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use highwater_protocol::ids::{LeaderEpoch, Offset};
-use highwater_protocol::messages::{Credit, Isolation, SubscribeReply, SubscribeRequest, UnsubscribeRequest};
+use highwater_protocol::ids::{LeaderEpoch, Offset, PartitionId};
+use highwater_protocol::messages::{
+    Credit, Isolation, ReplicaChecksumRequest, SubscribeReply, SubscribeRequest, UnsubscribeRequest,
+};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
@@ -87,11 +89,15 @@ impl Driver {
     /// Starts whatever is to be started. Returns when to look again.
     fn work(&mut self) -> Option<Instant> {
         let mut due = Vec::new();
-        let (wake_at, refresh, unwanted, grants) = self.shared.with(|state| {
+        let (wake_at, refresh, unwanted, grants, damaged) = self.shared.with(|state| {
             let wake_at = state.feed.take_due(now(), &mut due);
             let unwanted = std::mem::take(&mut state.unwanted);
-            (wake_at, std::mem::take(&mut state.refresh), unwanted, std::mem::take(&mut state.grants))
+            let (grants, damaged) = (std::mem::take(&mut state.grants), std::mem::take(&mut state.damaged));
+            (wake_at, std::mem::take(&mut state.refresh), unwanted, grants, damaged)
         });
+        for (partition, offset) in damaged {
+            self.have_verified(partition, offset);
+        }
         for (link, id) in unwanted {
             self.unsubscribe(link, id);
         }
@@ -115,6 +121,24 @@ impl Driver {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         }
+    }
+
+    /// Has a leader look at what it has where a damaged batch came from, so that it finds the damage and repairs it.
+    fn have_verified(&mut self, partition: PartitionId, offset: Offset) {
+        let shared = Arc::clone(&self.shared);
+        self.tasks.spawn(async move {
+            let request = |topic: &TopicMetadata| ReplicaChecksumRequest {
+                topic_id: Some(topic.topic_id.into()),
+                partition: partition.get(),
+                start: offset.get(),
+                end: 0,
+                bytes_max: 1,
+            };
+            let deadline = shared.client.deadline();
+            // Whether it was found is seen when the partition is read again.
+            let _told = shared.client.ask_leader(&shared.topic.name, partition, deadline, request).await;
+            Event::Nothing
+        });
     }
 
     /// Brings a partition as far as it goes now: position, leader, connection, subscription.

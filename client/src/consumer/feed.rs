@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use highwater_protocol::batch::BatchHeader;
@@ -33,6 +33,8 @@ pub(super) struct Feed {
     /// Bytes that a partition may hold here.
     share: u64,
     policy: RetryPolicy,
+    /// For how long damage may be repaired before the application is told.
+    repair_timeout: Duration,
     /// The end of everything, told once.
     fatal: Fatal,
 }
@@ -62,6 +64,8 @@ struct Part {
     /// Whether it is in `ready`.
     listed: bool,
     backoff: Backoff,
+    /// Since when what is read here is damaged.
+    corrupt_since: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -140,12 +144,24 @@ pub(super) struct End {
     pub(super) log_range: Option<Range<Offset>>,
 }
 
+/// A partition has been damaged for too long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Impatient;
+
+impl Part {
+    /// Whether damage may still be repaired.
+    fn is_patient(&mut self, now: Instant, patience: Duration) -> bool {
+        now.saturating_duration_since(*self.corrupt_since.get_or_insert(now)) < patience
+    }
+}
+
 impl Feed {
     pub(super) fn new(
         starts: impl IntoIterator<Item = (PartitionId, Offset)>,
         start: StartAt,
         share: u64,
         policy: RetryPolicy,
+        repair_timeout: Duration,
     ) -> Self {
         let part = |(partition, offset)| Part {
             partition,
@@ -159,6 +175,7 @@ impl Feed {
             paused: false,
             listed: false,
             backoff: Backoff::new(policy),
+            corrupt_since: None,
         };
         Self {
             parts: starts.into_iter().map(part).collect(),
@@ -167,6 +184,7 @@ impl Feed {
             ready: VecDeque::new(),
             share,
             policy,
+            repair_timeout,
             fatal: Fatal::No,
         }
     }
@@ -255,6 +273,7 @@ impl Feed {
             *received += length;
         }
         part.held += length;
+        part.corrupt_since = None;
         part.next_offset = end_of(&bytes).map_or(part.next_offset, |end| end.max(part.next_offset));
         // From here on the position is known: going back to "earliest" would be a jump.
         part.start = StartAt::Offset(part.next_offset);
@@ -270,6 +289,10 @@ impl Feed {
         let code = end.error.code().unwrap_or(lost);
         let position_was_found = matches!(part.start, StartAt::Earliest | StartAt::Time(_));
         match code.duty() {
+            Duty::Fail if code == ErrorCode::CorruptRange && part.is_patient(now, self.repair_timeout) => {
+                part.state = State::Waiting { not_before: Some(now + part.backoff.next(random)) };
+                true
+            }
             Duty::Fail | Duty::None => {
                 if code == ErrorCode::OffsetOutOfRange && position_was_found {
                     // Retention went past the position between the look-up and the subscription: look again.
@@ -402,6 +425,26 @@ impl Feed {
         part.state = State::Waiting { not_before: None };
         part.backoff = Backoff::new(self.policy);
         old
+    }
+
+    /// What was received of a partition is damaged from `offset` on: it is read again from there after a pause. `Err`: it
+    /// has been for too long, and the partition is as it was.
+    pub(super) fn read_again(
+        &mut self,
+        index: PartIndex,
+        (offset, since): (Offset, Instant),
+        now: Instant,
+        random: u64,
+    ) -> Result<Option<(LinkId, u64)>, Impatient> {
+        if now.saturating_duration_since(since) >= self.repair_timeout {
+            return Err(Impatient);
+        }
+        let old = self.stop(index);
+        let part = &mut self.parts[index];
+        part.next_offset = offset;
+        part.start = StartAt::Offset(offset);
+        part.state = State::Waiting { not_before: Some(now + part.backoff.next(random)) };
+        Ok(old)
     }
 
     /// Holds a partition where it is, because of an error that the application has been told.

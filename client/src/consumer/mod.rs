@@ -10,6 +10,7 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures_core::Stream;
 use highwater_protocol::batch::{BatchHeader, Records};
@@ -50,11 +51,26 @@ pub struct ConsumerBuilder {
     start: StartAt,
     partitions: Vec<PartitionId>,
     memory_bytes: usize,
+    repair_timeout: Duration,
 }
 
 impl ConsumerBuilder {
     pub(crate) const fn new(client: Client, topic: String) -> Self {
-        Self { client, topic, start: StartAt::Latest, partitions: Vec::new(), memory_bytes: 16 << 20 }
+        Self {
+            client,
+            topic,
+            start: StartAt::Latest,
+            partitions: Vec::new(),
+            memory_bytes: 16 << 20,
+            repair_timeout: Duration::from_secs(15),
+        }
+    }
+
+    /// How long records that are damaged where they are read are asked for again before the application is told: a
+    /// cluster lets another replica lead, or repairs one from another. Zero: it is told at once. Default: 15 s.
+    pub const fn repair_timeout(mut self, timeout: Duration) -> Self {
+        self.repair_timeout = timeout;
+        self
     }
 
     /// Where to start in every partition. Default: [`StartAt::Latest`]. See [`Consumer::seek`] for one partition.
@@ -100,10 +116,10 @@ impl ConsumerBuilder {
         let share = (self.memory_bytes as u64 / listed.len().max(1) as u64).max(SHARE_MIN);
         let starts: Vec<_> = listed.iter().map(|listed| (listed.partition, listed.offset)).collect();
         let positions = starts.clone();
-        let feed = Feed::new(starts, self.start, share, RetryPolicy::default());
+        let feed = Feed::new(starts, self.start, share, RetryPolicy::default(), self.repair_timeout);
         let shared = Arc::new(Shared::new(self.client, topic, feed));
         tokio::spawn(Driver::new(Arc::clone(&shared)).run());
-        Ok(Consumer { shared, positions, current: None, begun: None })
+        Ok(Consumer { shared, positions, current: None, begun: None, corrupt_since: None })
     }
 }
 
@@ -145,6 +161,8 @@ pub struct Consumer {
     current: Option<Chunk>,
     /// A batch that is handed out record by record.
     begun: Option<Begun>,
+    /// The partition that damaged batches come from, and since when.
+    corrupt_since: Option<(PartIndex, std::time::Instant)>,
 }
 
 #[derive(Debug)]
@@ -298,9 +316,15 @@ impl Consumer {
                     let place = TopicPartition::new(self.shared.topic.topic_id, partition);
                     let part = chunk.part;
                     match cut_batch(chunk, place, from) {
-                        Ok(Some(batch)) => return Poll::Ready(Some(Ok((part, batch)))),
+                        Ok(Some(batch)) => {
+                            self.corrupt_since.take_if(|(corrupt, _)| *corrupt == part);
+                            return Poll::Ready(Some(Ok((part, batch))));
+                        }
                         Ok(None) => continue,
-                        Err(error) => return Poll::Ready(Some(Err(self.stop(part, error)))),
+                        Err(error) => match self.read_again(part, from, error) {
+                            None => continue,
+                            Some(error) => return Poll::Ready(Some(Err(error))),
+                        },
                     }
                 }
                 let (part, generation, charged) = (chunk.part, chunk.generation, chunk.charged);
@@ -323,6 +347,33 @@ impl Consumer {
                 Taken::Over => return Poll::Ready(None),
                 Taken::Nothing => return Poll::Pending,
             }
+        }
+    }
+
+    /// A damaged batch is no reason to stop at once: what it came from can be repaired from another replica.
+    fn read_again(&mut self, part: PartIndex, from: Offset, error: Error) -> Option<Error> {
+        if error.kind() != ErrorKind::CorruptBatch {
+            return Some(self.stop(part, error));
+        }
+        let now = shared::now();
+        let known = self.corrupt_since.filter(|(corrupt, _)| *corrupt == part);
+        let (_, since) = *self.corrupt_since.insert(known.unwrap_or((part, now)));
+        tracing::warn!(%error, partition = %self.positions[part].0, "a damaged batch came; it is read again");
+        self.drop_received(part);
+        let random = self.shared.client.random();
+        let again = self.shared.with(|state| {
+            let again = state.feed.read_again(part, (from, since), now, random);
+            if again.is_ok() {
+                state.damaged.push((self.positions[part].0, from));
+            }
+            again
+        });
+        match again {
+            Ok(old) => {
+                self.shared.unsubscribe(old);
+                None
+            }
+            Err(_) => Some(self.stop(part, error)),
         }
     }
 

@@ -44,6 +44,8 @@ pub(super) struct State {
     pub(super) grants: Vec<Grant>,
     /// The topic's metadata is out of date.
     pub(super) refresh: bool,
+    /// Where damaged batches came from: their leaders are asked to look at what they have.
+    pub(super) damaged: Vec<(PartitionId, Offset)>,
 }
 
 impl Shared {
@@ -55,6 +57,7 @@ impl Shared {
             unwanted: Vec::new(),
             grants: Vec::new(),
             refresh: false,
+            damaged: Vec::new(),
         };
         Self {
             client,

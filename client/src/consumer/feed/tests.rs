@@ -6,7 +6,7 @@ const POLICY: RetryPolicy = RetryPolicy { first: Duration::from_millis(10), max:
 
 fn feed(share: u64) -> (Feed, Instant) {
     let starts = [(PartitionId(4), Offset(0)), (PartitionId(6), Offset(0))];
-    (Feed::new(starts, StartAt::Latest, share, POLICY), Instant::now())
+    (Feed::new(starts, StartAt::Latest, share, POLICY, Duration::ZERO), Instant::now())
 }
 
 fn subscribe(feed: &mut Feed, now: Instant) -> Vec<Subscribing> {
@@ -94,6 +94,38 @@ fn errors_stand_behind_what_was_received_and_stop_only_their_partition() {
     assert_eq!(feed.seek(1, StartAt::Offset(Offset(3)), Offset(3)), None, "nothing to unsubscribe");
     assert_eq!(subscribe(&mut feed, now)[0].offset, Offset(3));
     assert!(matches!(feed.take(), Taken::Nothing));
+}
+
+#[test]
+fn damage_is_told_only_when_nobody_has_repaired_it_in_time() {
+    let starts = [(PartitionId(4), Offset(0))];
+    let patience = Duration::from_secs(1);
+    let mut feed = Feed::new(starts, StartAt::Latest, 1000, POLICY, patience);
+    let mut now = Instant::now();
+    let first = now;
+    let mut tries = 0;
+    let told = loop {
+        let Some(subscribing) = subscribe(&mut feed, now).first().copied() else {
+            now += Duration::from_millis(5);
+            continue;
+        };
+        tries += 1;
+        let moved = feed.ended(subscribing.id, end(ErrorCode::CorruptRange), now, 0);
+        match feed.take() {
+            Taken::Error(error) => break error,
+            _ => assert!(moved, "the leader may be another one by now"),
+        }
+    };
+    assert_eq!(told.kind(), ErrorKind::CorruptRange);
+    assert!(now - first >= patience && tries > 10, "{tries} tries");
+    // Damaged bytes likewise: they are asked for again from where they were.
+    let mut feed = Feed::new(starts, StartAt::Latest, 1000, POLICY, patience);
+    let id = subscribe(&mut feed, now)[0].id;
+    feed.push(id, Offset(9), bytes(7));
+    assert_eq!(feed.read_again(0, (Offset(3), now), now, 0), Ok(Some((LINK, id))));
+    assert!(matches!(feed.take(), Taken::Nothing), "what was received is gone");
+    assert_eq!(subscribe(&mut feed, now + POLICY.max)[0].offset, Offset(3));
+    assert_eq!(feed.read_again(0, (Offset(3), now), now + patience, 0), Err(Impatient));
 }
 
 #[test]
