@@ -184,7 +184,7 @@ fn what_cannot_be_done_is_refused_with_the_reason() {
     for (code, arguments, said) in [
         (1, &["cluster", "drain", "3"][..], "broker 3"),
         (1, &["cluster", "drain", "9"], "there is no broker 9"),
-        (1, &["cluster", "remove", "3"], "stop it before"),
+        (1, &["cluster", "remove", "3"], "votes on metadata"),
         (1, &["cluster", "remove", "9"], "there is no broker 9"),
         (0, &["cluster", "rebalance", "--dry-run"], "nothing was moved"),
         (0, &["cluster", "rebalance", "--cancel"], ""),
