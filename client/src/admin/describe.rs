@@ -39,7 +39,7 @@ impl Admin {
     async fn ask_leaders(&self, reply: &mut DescribeTopicsReply, deadline: Instant) {
         let mut by_leader: BTreeMap<u32, BTreeSet<String>> = BTreeMap::new();
         for topic in &reply.topics {
-            for partition in topic.partitions.iter().filter(|partition| partition.error != 0) {
+            for partition in topic.partitions.iter().filter(|partition| !is_of_leader(partition)) {
                 let leader = partition.info.as_ref().map_or(0, |info| info.leader);
                 if leader != 0 {
                     by_leader.entry(leader).or_default().insert(topic.name.clone());
@@ -78,13 +78,18 @@ impl Admin {
     }
 }
 
-/// Takes over the partitions whose state the second answer knows.
+/// Whether the answer comes from the partition's leader: only a leader knows how far every replica is.
+const fn is_of_leader(partition: &PartitionDescription) -> bool {
+    partition.error == 0 && !partition.replicas.is_empty()
+}
+
+/// Takes over the partitions of which the second answer is their leader's.
 fn merge(reply: &mut DescribeTopicsReply, answer: DescribeTopicsReply) {
     for told in answer.topics {
         let Some(topic) = reply.topics.iter_mut().find(|topic| topic.topic_id == told.topic_id) else {
             continue;
         };
-        for partition in told.partitions.into_iter().filter(|partition| partition.error == 0) {
+        for partition in told.partitions.into_iter().filter(is_of_leader) {
             let number = number_of(&partition);
             if let Some(here) = topic.partitions.iter_mut().find(|here| number_of(here) == number) {
                 *here = partition;
