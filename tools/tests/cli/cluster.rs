@@ -5,6 +5,7 @@ use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -123,9 +124,11 @@ impl Cluster {
 
 /// Ports that nobody uses, below those that the system gives to connections.
 fn free_ports(count: usize) -> Vec<u16> {
-    let first = 33_000 - (std::process::id() % 5000) as u16;
+    // Tests of one process run beside each other, and ask before any of them listens.
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = 31_000 - (std::process::id() % 5000) as u16 - 100 * NEXT.fetch_add(1, Ordering::Relaxed);
     let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
-    (20_000..first).rev().filter(is_free).take(count).collect()
+    (first..first + 100).filter(is_free).take(count).collect()
 }
 
 fn broker(status: &Value, node: usize) -> &Value {
