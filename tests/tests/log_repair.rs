@@ -54,8 +54,11 @@ fn damage(disk: &SimDisk, place: &Place, in_cache: bool) {
     disk.flip_bit(&place.path, middle, 3, in_cache).unwrap();
 }
 
+/// Log start, log end, holes, and offset and identity of each record.
+type Records<'a> = (u64, u64, &'a [std::ops::Range<u64>], Vec<(u64, u64)>);
+
 /// Everything but what depends on when it was looked at.
-fn records(found: &Contents) -> (u64, u64, &[std::ops::Range<u64>], Vec<(u64, u64)>) {
+fn records(found: &Contents) -> Records<'_> {
     let records = found.records.iter().map(|seen| (seen.offset, seen.id)).collect();
     (found.log_start, found.log_end, &found.holes, records)
 }
@@ -307,7 +310,7 @@ fn the_scrub_finds_what_only_the_disk_knows_to_be_bad() {
         }
         assert!(steps > 3, "the budget bounds a step");
         let bad = Offset(place.offsets.start)..Offset(place.offsets.end);
-        assert_eq!(found, [bad.clone()], "seed {seed}");
+        assert_eq!(found, std::slice::from_ref(&bad), "seed {seed}");
         let now = world.clock.wall();
         let told = world.log().maintain(now, Offset(0)).unwrap().new_holes;
         assert_eq!(told.iter().map(|hole| hole.start..hole.end).collect::<Vec<_>>(), [bad]);

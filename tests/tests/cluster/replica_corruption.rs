@@ -129,7 +129,6 @@ async fn a_damaged_follower_is_found_and_healed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "a consumer is sent the damaged batch, sees that it is corrupt, and ends"]
 async fn a_damaged_leader_is_found_and_healed() {
     run(true).await;
 }

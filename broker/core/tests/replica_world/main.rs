@@ -26,6 +26,7 @@ use world::{Counts, Options, run};
 /// The seed of the first history.
 const SEED: u64 = 1;
 
+#[expect(clippy::disallowed_methods, reason = "which histories a test runs may be chosen from outside")]
 fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name)
         .ok()
