@@ -1,5 +1,5 @@
 //! Records that know who sent them, producers that keep count, and readers that check: what the process tests put
-//! through a broker, for [`oracle`](crate::oracle) to judge.
+//! through a broker, for [`oracle`] to judge.
 
 mod steady;
 mod watcher;
