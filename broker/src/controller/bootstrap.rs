@@ -345,11 +345,16 @@ pub(super) async fn check_not_started_twice(core: &Core, membership: &Membership
     others.extend(member.map(|member| member.address.clone()));
     others.sort_unstable();
     others.dedup();
-    for address in others.into_iter().filter(|address| *address != me.address) {
+    if !others.contains(&me.address) {
+        others.push(me.address.clone());
+    }
+    for address in others {
         let Ok(answering) = core.links.probe(&address).await else { continue };
-        if answering.node_id == me.node_id && answering.directory_id == me.directory_id {
+        // At our own address we may answer ourselves, but then as a broker that is not registered: we are not.
+        let another = address != me.address || answering.broker_epoch.get() != 0;
+        if another && answering.node_id == me.node_id && answering.directory_id == me.directory_id {
             return Err(format!(
-                "broker {} runs already at {address}, with a data directory of which this one is a copy: stop that one \
+                "broker {} is running already at {address}, with a data directory of which this one is a copy: stop that one \
                  first, or start this one with an empty --data-dir, a new --node-id and --join",
                 me.node_id
             ));

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use highwater_broker_core::controller::image::{ClusterImage, Defaults};
+use highwater_broker_core::controller::image::{BrokerState, ClusterImage, Defaults};
 use highwater_protocol::error_code::ErrorCode;
 use highwater_protocol::ids::{BrokerEpoch, ClusterId, DirectoryId, NodeId};
 use highwater_protocol::messages::BrokerIdentity;
@@ -204,9 +204,13 @@ impl Core {
         Some(self.known.address_of(controller, member))
     }
 
-    /// Whether this broker has a place in the cluster.
-    pub(crate) fn is_registered(&self) -> bool {
-        self.registration.borrow().is_some()
+    /// Whether this broker has a place in the cluster and has been ready in it. One that is registered and no more serves
+    /// nobody yet.
+    pub(crate) fn has_come_up(&self) -> bool {
+        let Some(epoch) = *self.registration.borrow() else { return false };
+        let image = self.image();
+        let known = image.broker(self.setup.node_id).filter(|broker| broker.broker_epoch == epoch);
+        known.is_some_and(|broker| broker.state != BrokerState::Starting)
     }
 
     /// This broker may not go on.

@@ -70,7 +70,7 @@ impl Engine {
                     tasks: &tasks,
                 };
                 match session.run(&flush_failed, first, &mut last).await {
-                    Ok(()) if self.core.is_registered() => {}
+                    Ok(()) if self.core.has_come_up() => {}
                     Ok(()) => {
                         self.core.give_up(format!(
                             "the controller's state in {} could not be read or written: check the disk and start again",
@@ -84,7 +84,7 @@ impl Engine {
                     }
                     // Nobody waits for a broker that does not come up; and one that does not see changes any more must
                     // not go on with what it knew.
-                    Err(Stopped::Store(error)) if !self.core.is_registered() || error.is_final() => {
+                    Err(Stopped::Store(error)) if !self.core.has_come_up() || error.is_final() => {
                         self.core.give_up(format!("the controller's state in {}: {error}", path.display()));
                         return std::future::pending().await;
                     }

@@ -276,6 +276,10 @@ impl Core {
             let text = other_directory(node_id, &cluster, member.directory_id, directory_id);
             return Err(ApiError::new(ErrorCode::BrokerConflict, text));
         }
+        // A cluster of its own: there is nobody whom a copy could disturb, and nobody to be waited for.
+        if node_id == self.setup.node_id && self.view.borrow().members.len() <= 1 {
+            return Ok(());
+        }
         let image = self.image();
         let Some(known) = image.broker(node_id) else { return Ok(()) };
         if known.incarnation == incarnation || known.directory_id != directory_id || known.address == address
@@ -291,7 +295,7 @@ impl Core {
                 Err(ApiError::new(
                     ErrorCode::BrokerConflict,
                     format!(
-                        "broker {node_id} runs already at {}, and this one at {address} has a copy of its data directory: \
+                        "broker {node_id} is running already at {}, and this one at {address} has a copy of its data directory: \
                          stop that one first, or start this one with an empty --data-dir, a new --node-id and --join",
                         known.address
                     ),

@@ -79,7 +79,7 @@ async fn a_directory_is_used_by_one_process_and_its_copy_by_none() {
     let copied = place.folder.path().join("copy");
     copy(&place.folder.path().join("2"), &copied);
     let why = refused(Settings { data_dir: Some(copied), ..again }).await;
-    assert!(why.contains("runs already at") && why.contains("copy"), "{why}");
+    assert!(why.contains("is running already at") && why.contains("copy"), "{why}");
     place.see_active(1, &THREE).await;
     drop(brokers);
 }
