@@ -25,7 +25,17 @@ impl Lanes {
     ) -> Result<&(PartitionHandle, Arc<Lane>), ApiError> {
         use std::collections::hash_map::Entry;
         match self.lanes.entry(partition) {
-            Entry::Occupied(entry) => Ok(entry.into_mut()),
+            Entry::Occupied(entry) => {
+                let found = entry.into_mut();
+                // Moved away, it may have come back as another one. The order of this connection's batches goes on: what
+                // the one that was closed did not append is next.
+                if found.0.closed().is_some()
+                    && let Ok(handle) = partitions.find(partition)
+                {
+                    found.0 = handle;
+                }
+                Ok(found)
+            }
             Entry::Vacant(entry) => {
                 let handle = partitions.find(partition)?;
                 Ok(entry.insert((handle, Arc::default())))

@@ -190,7 +190,6 @@ async fn cancel_and_kill(brokers: &mut Brokers) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "a partition does not acknowledge again after the broker has left"]
 async fn a_broker_that_joins_gets_its_share_and_leaves_without_loss() {
     let partitions = u32::try_from(setting("HIGHWATER_PARTITIONS", 40)).unwrap();
     let mut brokers = Brokers::start(Setup::default()).await.unwrap();
@@ -198,7 +197,6 @@ async fn a_broker_that_joins_gets_its_share_and_leaves_without_loss() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "a rebalance that is asked for is refused as a batch of commands"]
 async fn moves_are_cancelled_and_go_on_after_kills() {
     let mut brokers = Brokers::start(Setup::default()).await.unwrap();
     cancel_and_kill(&mut brokers).await.unwrap_or_else(|error| panic!("{error:?}"));
