@@ -307,6 +307,23 @@ fn replicas_text(topic: &TopicDetails) -> Option<String> {
     (!rows.is_empty()).then(|| output::table(&head, &["LOG END", "FLUSHED END", "LAG"], rows))
 }
 
+const PARTITION_COLUMNS: [&str; 14] = [
+    "PARTITION",
+    "LEADER",
+    "EPOCH",
+    "REPLICAS",
+    "IN SYNC",
+    "ELIGIBLE",
+    "LOG START",
+    "HIGH WATERMARK",
+    "FLUSHED END",
+    "LOG END",
+    "SIZE",
+    "SEGMENTS",
+    "DURABILITY",
+    "STATE",
+];
+
 fn details_text(topic: &TopicDetails) -> String {
     let mut text = format!(
         "topic {} ({}), {}, replication {}, created {}\n\n",
@@ -346,22 +363,7 @@ fn details_text(topic: &TopicDetails) -> String {
         ]
     };
     text.push_str(&output::table(
-        &[
-            "PARTITION",
-            "LEADER",
-            "EPOCH",
-            "REPLICAS",
-            "IN SYNC",
-            "ELIGIBLE",
-            "LOG START",
-            "HIGH WATERMARK",
-            "FLUSHED END",
-            "LOG END",
-            "SIZE",
-            "SEGMENTS",
-            "DURABILITY",
-            "STATE",
-        ],
+        &PARTITION_COLUMNS,
         &["LOG START", "HIGH WATERMARK", "FLUSHED END", "LOG END", "SIZE", "SEGMENTS"],
         topic.partitions.iter().map(row).collect(),
     ));

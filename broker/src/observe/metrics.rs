@@ -170,6 +170,12 @@ impl Metrics {
         registry.register("scrubbed", "bytes that scrubbing has verified", self.scrubbed_bytes.clone());
         registry.register("reads_hot", "reads served from memory at once", self.reads_hot.clone());
         registry.register("reads_cold", "reads that went to an I/O thread", self.reads_cold.clone());
+        drop(registry);
+        self.register_partitions();
+    }
+
+    fn register_partitions(&self) {
+        let mut registry = self.registry.lock();
         registry.register("flush_failures", "flushes that failed", self.flush_failures.clone());
         registry.register_with_unit(
             "flush",

@@ -84,7 +84,7 @@ impl Cluster {
                 Ok(broker) => break broker,
                 Err(error) => assert!(tokio::time::Instant::now() < deadline, "{error}"),
             }
-            tokio::time::sleep(POLL).await;
+            turn().await;
         };
         self.brokers.insert(id, broker);
     }
@@ -119,7 +119,7 @@ impl Cluster {
                 return leader.get();
             }
             assert!(tokio::time::Instant::now() < deadline, "no leader: {metadata:?}");
-            tokio::time::sleep(POLL).await;
+            turn().await;
         }
     }
 
@@ -137,7 +137,7 @@ impl Cluster {
                 return;
             }
             assert!(tokio::time::Instant::now() < deadline, "not in sync: {metadata:?}");
-            tokio::time::sleep(POLL).await;
+            turn().await;
         }
     }
 
@@ -164,7 +164,7 @@ impl Cluster {
             let text =
                 format!("{} corrupt, {} filled", metrics.corrupt_ranges.get(), metrics.refilled_ranges.get());
             assert!(tokio::time::Instant::now() < deadline, "{text}");
-            tokio::time::sleep(POLL).await;
+            turn().await;
         }
     }
 
@@ -182,7 +182,7 @@ impl Cluster {
                 return;
             }
             assert!(tokio::time::Instant::now() < deadline, "{found:?}");
-            tokio::time::sleep(POLL).await;
+            turn().await;
         }
     }
 
@@ -260,4 +260,9 @@ pub(crate) async fn read(client: &Client, topic: &str) -> Vec<String> {
 
 pub(crate) fn numbers(range: Range<u64>) -> Vec<String> {
     range.map(|number| number.to_string()).collect()
+}
+
+/// The pause between two looks at a condition.
+async fn turn() {
+    tokio::time::interval_at(tokio::time::Instant::now() + POLL, POLL).tick().await;
 }

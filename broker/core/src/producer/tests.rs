@@ -275,6 +275,34 @@ impl World {
         Ok(())
     }
 
+    fn send_again(
+        &self,
+        table: &ProducerTable,
+        preparation: &Preparation,
+        (id, back): (u64, usize),
+    ) -> Result<(), TestCaseError> {
+        let known = self.known(id);
+        let Some(place) = known.batches.len().checked_sub(back + 1) else { return Ok(()) };
+        let (sequence, count, base_offset, append_time) = known.batches[place];
+        if known.next - sequence > SEQUENCES / 2 {
+            return Ok(());
+        }
+        let again = header(id, known.epoch, (sequence % SEQUENCES) as u32, count, 0, 0);
+        let judged = preparation.handle(table, &again, self.time);
+        let pending = self.pending.iter().filter(|header| header.producer.producer_id.0 == id).count();
+        if back < pending.max(PRODUCER_BATCHES_IN_FLIGHT_MAX) {
+            Self::verdict(judged, "duplicate")?;
+            let (Judged::Settled(Verdict::Duplicate(first)) | Judged::InThisWrite(first)) = judged else {
+                unreachable!("checked")
+            };
+            prop_assert_eq!(first.base_offset.get(), base_offset);
+            prop_assert_eq!(first.append_time, append_time);
+        } else if back >= pending + PRODUCER_BATCHES_IN_FLIGHT_MAX {
+            Self::verdict(judged, "already_applied")?;
+        }
+        Ok(())
+    }
+
     fn send(
         &mut self,
         table: &ProducerTable,
@@ -296,29 +324,7 @@ impl World {
                 self.prepared.insert(id, known);
                 self.pending.push(header);
             }
-            Act::Again { id, back } => {
-                let known = self.known(id);
-                let Some(place) = known.batches.len().checked_sub(back + 1) else { return Ok(()) };
-                let (sequence, count, base_offset, append_time) = known.batches[place];
-                if known.next - sequence > SEQUENCES / 2 {
-                    return Ok(());
-                }
-                let again = header(id, known.epoch, (sequence % SEQUENCES) as u32, count, 0, 0);
-                let judged = preparation.handle(table, &again, self.time);
-                let pending =
-                    self.pending.iter().filter(|header| header.producer.producer_id.0 == id).count();
-                if back < pending.max(PRODUCER_BATCHES_IN_FLIGHT_MAX) {
-                    Self::verdict(judged, "duplicate")?;
-                    let (Judged::Settled(Verdict::Duplicate(first)) | Judged::InThisWrite(first)) = judged
-                    else {
-                        unreachable!("checked")
-                    };
-                    prop_assert_eq!(first.base_offset.get(), base_offset);
-                    prop_assert_eq!(first.append_time, append_time);
-                } else if back >= pending + PRODUCER_BATCHES_IN_FLIGHT_MAX {
-                    Self::verdict(judged, "already_applied")?;
-                }
-            }
+            Act::Again { id, back } => self.send_again(table, preparation, (id, back))?,
             Act::Skip { id, by } => {
                 let known = self.known(id);
                 let first = ((known.next + u64::from(by)) % SEQUENCES) as u32;

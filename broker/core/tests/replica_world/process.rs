@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use highwater_broker_core::controller::command::{Command, ReplicaEnds, ReplicaProblem};
 use highwater_broker_core::replica::{
-    Condition, FetchedBatch, Input, Opened, Output, Problem, Replica, Role, SubscribeCheck, Subscriber,
+    Condition, Ends, FetchedBatch, Input, Opened, Output, Problem, Replica, Role, SubscribeCheck, Subscriber,
 };
 use highwater_broker_core::time::Wall;
 use highwater_protocol::ids::{BrokerEpoch, LeaderEpoch, Offset};
@@ -166,17 +166,20 @@ impl World {
             Output::Append => inputs.push_back(self.append_fetched(node)),
             Output::Truncate { to } => inputs.push_back(self.truncate(node, to)),
             Output::Reset => inputs.push_back(self.reset(node)),
-            Output::SendAck { leader_epoch, ends } => {
-                if let Some(session) = process.session
-                    && let Some(stream) = self.network.streams.get(&session)
-                    && let Some(leader_process) = stream.leader_process
-                {
-                    let to = Address { node: stream.leader, process: leader_process };
-                    let broker_epoch = process.broker_epoch.unwrap_or_default();
-                    self.network.acks.push(Ack { to, session, epoch: leader_epoch, broker_epoch, ends });
-                }
-            }
+            Output::SendAck { leader_epoch, ends } => self.send_ack(node, leader_epoch, ends),
             Output::Report(problem) => self.report(node, address, problem),
+        }
+    }
+
+    fn send_ack(&mut self, node: usize, epoch: LeaderEpoch, ends: Ends) {
+        if let Some(process) = &self.nodes[node].process
+            && let Some(session) = process.session
+            && let Some(stream) = self.network.streams.get(&session)
+            && let Some(leader_process) = stream.leader_process
+        {
+            let to = Address { node: stream.leader, process: leader_process };
+            let broker_epoch = process.broker_epoch.unwrap_or_default();
+            self.network.acks.push(Ack { to, session, epoch, broker_epoch, ends });
         }
     }
 

@@ -458,8 +458,7 @@ impl Recovery<'_> {
         let log_start = manifest.log_start;
         let log_end = log_end.max(log_start);
         start_epochs_at(&mut epochs, log_start);
-        report.log_start = log_start;
-        report.log_end = log_end;
+        (report.log_start, report.log_end) = (log_start, log_end);
         let sealed: VecDeque<Sealed> = manifest
             .segments
             .iter()

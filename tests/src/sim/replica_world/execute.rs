@@ -40,7 +40,6 @@ impl World {
     }
 
     fn carry_out(&mut self, index: usize, output: Output) -> Result<(), String> {
-        let now = self.now;
         let Machine { id, process: Some(process), .. } = &mut self.machines[index] else { return Ok(()) };
         let (id, me) = (*id, (*id, process.incarnation));
         match output {
@@ -97,17 +96,7 @@ impl World {
                 self.open_link(me, leader, check);
             }
             Output::Unsubscribe => self.leave_links(me),
-            Output::Append => {
-                let batches = std::mem::take(&mut process.fetched);
-                let appended = match process.log.append(&batches) {
-                    Ok(()) => Input::Appended {
-                        log_end: process.log.log_end(),
-                        append_time: process.log.last_append_time(),
-                    },
-                    Err(_) => Input::LinkLost,
-                };
-                process.step(now, appended);
-            }
+            Output::Append => self.append_fetched(index),
             Output::Truncate { to } => self.truncate(index, to)?,
             Output::Reset => self.start_over(index)?,
             Output::SendAck { leader_epoch, ends } => {
@@ -119,6 +108,20 @@ impl World {
             Output::Report(problem) => self.report(index, problem)?,
         }
         Ok(())
+    }
+
+    fn append_fetched(&mut self, index: usize) {
+        let now = self.now;
+        let Machine { process: Some(process), .. } = &mut self.machines[index] else { return };
+        let batches = std::mem::take(&mut process.fetched);
+        let appended = match process.log.append(&batches) {
+            Ok(()) => Input::Appended {
+                log_end: process.log.log_end(),
+                append_time: process.log.last_append_time(),
+            },
+            Err(_) => Input::LinkLost,
+        };
+        process.step(now, appended);
     }
 
     fn report(&mut self, index: usize, problem: Problem) -> Result<(), String> {
