@@ -439,6 +439,24 @@ fn who_joins_has_reached_the_watermark_and_the_start_of_the_epoch() {
 }
 
 #[test]
+fn who_was_left_behind_does_not_join_again_before_it_keeps_up() {
+    let mut leader = leader(&[ME, TWO]);
+    step(&mut leader, opened(1, TWO, 10));
+    step(&mut leader, acked(1, TWO, ends(10, 10)));
+    write(&mut leader, 14);
+    let late = Mono(0).after(REPLICA_LAG_MAX);
+    let alone = vec![(ME, registered(ME))];
+    let shrink = Output::Propose { version: 50, leader_epoch: LeaderEpoch(5), in_sync: alone };
+    assert_eq!(step_at(&mut leader, late, Input::Tick), [shrink]);
+    // One is fewer than has to be in sync: the watermark stands still, and broker 2 is not behind it.
+    let decided = Assignment { version: 51, eligible: vec![TWO], ..assignment(ME, 5, &[ME]) };
+    let own_epoch = registered(ME);
+    assert_eq!(step_at(&mut leader, late, Input::Assigned { assignment: decided, own_epoch }), []);
+    let out = step_at(&mut leader, late, acked(1, TWO, ends(14, 14)));
+    assert!(matches!(out[..], [Output::Propose { version: 51, .. }]), "{out:?}");
+}
+
+#[test]
 fn nothing_committed_is_cut_unless_its_loss_was_accepted() {
     let (mut follower, _) = follower(9);
     let diverged = Input::Diverged { epoch: LeaderEpoch(1), end_offset: Offset(8) };

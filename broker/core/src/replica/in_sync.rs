@@ -280,14 +280,16 @@ impl InSyncSet {
         durability: Durability,
         now: Mono,
     ) -> Vec<(NodeId, BrokerEpoch)> {
-        let kept = self.decided.iter().filter(|(node, _)| {
-            *node == self.leader || self.lags_from(*node, durability).is_none_or(|from| from > now)
-        });
+        let keeps_up = |node: NodeId| self.lags_from(node, durability).is_none_or(|from| from > now);
+        let kept = self.decided.iter().filter(|(node, _)| keeps_up(*node));
         let kept = kept.map(|(node, decided)| {
             let live = self.progress.get(node).filter(|progress| progress.session.is_some());
             (*node, live.map_or(*decided, |progress| progress.broker_epoch))
         });
-        let joining = replicas.iter().filter(|node| !self.contains(**node)).filter_map(|node| {
+        // Below `min_in_sync` the watermark stands still, and who was left behind is not behind it: it would join and
+        // leave for ever if it did not have to keep up as well.
+        let outside = replicas.iter().filter(|node| !self.contains(**node) && keeps_up(**node));
+        let joining = outside.filter_map(|node| {
             let progress = self.progress.get(node).filter(|progress| progress.session.is_some())?;
             (progress.ends.counted(durability) >= join_at).then_some((*node, progress.broker_epoch))
         });

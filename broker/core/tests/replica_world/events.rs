@@ -329,6 +329,10 @@ impl World {
         if self.random.percent(30) {
             return;
         }
+        // The durability may be another one than when the fault was planned.
+        if self.nodes[node].store.forgive() && self.may_lose("a failed flush") {
+            self.nodes[node].store.fail_a_flush();
+        }
         let random = &mut self.random;
         match self.nodes[node].store.complete_flush(random) {
             Some(Flush::Done { generation, upto }) => {
@@ -479,7 +483,9 @@ impl World {
         if process.verify || process.replica.role() == Role::Idle {
             return;
         }
-        let upto = self.random.below(process.replica.high_watermark().get() + 1);
+        // Only what is flushed is let go: segments are synced when they are sealed.
+        let most = process.replica.high_watermark().min(process.replica.ends().flushed_end);
+        let upto = self.random.below(most.get() + 1);
         self.nodes[node].store.retain(upto);
         let log_start = Offset(self.nodes[node].store.facts().log_start);
         self.step(node, Input::LogStart { log_start });

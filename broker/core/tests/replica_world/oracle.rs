@@ -15,6 +15,9 @@ use std::collections::BTreeMap;
 
 use super::store::Batch;
 
+/// A record that nobody has any more.
+const GONE: (u32, u64) = (u32::MAX, u64::MAX);
+
 /// What is known to be committed, and who said so.
 #[derive(Debug, Default)]
 pub(super) struct Oracle {
@@ -83,6 +86,10 @@ impl Oracle {
             self.wrong(format!(
                 "I1: node {node} leads epoch {epoch} with only {common} of {committed} committed records"
             ));
+        }
+        if self.may_lose.is_some() && log_start > self.committed() {
+            // What was there is gone for good: retention has taken it here, and others have lost it.
+            self.committed.resize(log_start as usize, GONE);
         }
         self.may_lose.as_ref().map(|_| common)
     }

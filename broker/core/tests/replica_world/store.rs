@@ -186,6 +186,11 @@ impl Store {
         self.fails = true;
     }
 
+    /// Takes back what was planned for the next flush; whether there was something.
+    pub(super) fn forgive(&mut self) -> bool {
+        std::mem::take(&mut self.fails)
+    }
+
     /// Finds out what is on the disk after a failed flush.
     pub(super) fn verify(&mut self, seed: u64) {
         self.lose_some(seed);
