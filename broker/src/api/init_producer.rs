@@ -21,6 +21,9 @@ pub(crate) async fn handle(
             Ok(InitProducerReply { producer_id, producer_epoch: request.producer_epoch + 1 })
         }
         // The epochs of the old one are used up.
-        _ => Ok(InitProducerReply { producer_id: node.producer_ids.next(node).await?, producer_epoch: 0 }),
+        _ => Ok(InitProducerReply {
+            producer_id: node.producer_ids.next(&node.controller).await?,
+            producer_epoch: 0,
+        }),
     }
 }

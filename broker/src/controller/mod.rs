@@ -13,6 +13,7 @@ mod leader;
 mod links;
 mod membership;
 mod network;
+pub(crate) mod producer_ids;
 mod proposals;
 mod registration;
 pub(crate) mod service;

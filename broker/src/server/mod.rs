@@ -8,7 +8,6 @@ pub(crate) mod metadata_watch;
 pub(crate) mod outbox;
 pub(crate) mod output;
 pub(crate) mod principal;
-mod producer_ids;
 pub(crate) mod subscriptions;
 
 use std::sync::Arc;
@@ -24,11 +23,11 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::controller::producer_ids::ProducerIds;
 use crate::controller::service::ControllerHandle;
 use crate::env::{Clock, Random};
 use crate::observe::metrics::Metrics;
 use crate::partition::manager::Partitions;
-use producer_ids::ProducerIds;
 
 /// Bounds on connections, from the configuration.
 #[derive(Debug, Clone, Copy)]

@@ -19,11 +19,20 @@ pub(super) struct Backend {
     making: Arc<AtomicBool>,
 }
 
+/// The pages of the database.
+const PAGE_BYTES: u64 = 4096;
+
 impl Backend {
-    /// An existing file.
+    /// An existing file. After a power cut it may end within a page: it was being extended, nothing that was committed is
+    /// there, and the database wants whole pages.
     pub(super) fn open(fs: &dyn FileSystem, path: &Path, flush_failed: Arc<AtomicBool>) -> io::Result<Self> {
         let making = Arc::default();
-        Ok(Self { file: fs.open(path, OpenMode::ReadWrite)?, flush_failed, making })
+        let file = fs.open(path, OpenMode::ReadWrite)?;
+        let length = file.length()?;
+        if length % PAGE_BYTES != 0 {
+            file.set_length(length.next_multiple_of(PAGE_BYTES))?;
+        }
+        Ok(Self { file, flush_failed, making })
     }
 
     /// An empty file, whether there is one or not.

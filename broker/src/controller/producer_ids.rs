@@ -6,7 +6,7 @@ use highwater_broker_core::controller::command::{Command, Reply};
 use highwater_protocol::error_code::ErrorCode;
 use tokio::sync::Mutex;
 
-use super::Node;
+use super::service::ControllerHandle;
 use crate::api::ApiError;
 
 /// Identities that a broker takes from the controller at a time. What is left of them when it ends is never used.
@@ -18,7 +18,7 @@ pub(crate) struct ProducerIds(Mutex<Range<u64>>);
 
 impl ProducerIds {
     /// An identity that nobody has had. Dropping the future gives none out.
-    pub(crate) async fn next(&self, node: &Node) -> Result<u64, ApiError> {
+    pub(crate) async fn next(&self, controller: &ControllerHandle) -> Result<u64, ApiError> {
         // Held while the controller is asked, so that many who come at once cost one question.
         let mut ids = self.0.lock().await;
         if let Some(id) = ids.next() {
@@ -29,19 +29,15 @@ impl ProducerIds {
                 ErrorCode::NoController,
                 format!(
                     "broker {} is not registered at the moment and cannot give identities out",
-                    node.node_id
+                    controller.node_id()
                 ),
             )
         };
-        let broker_epoch = node
-            .controller
-            .image()
-            .broker(node.node_id)
-            .map(|broker| broker.broker_epoch)
-            .ok_or_else(unregistered)?;
-        let command =
-            Command::AllocateProducerIds { node_id: node.node_id, broker_epoch, count: IDS_AT_A_TIME };
-        let reply = node.controller.propose(command, false).await.map_err(|error| match error.code {
+        let (node_id, image) = (controller.node_id(), controller.image());
+        let broker_epoch =
+            image.broker(node_id).map(|broker| broker.broker_epoch).ok_or_else(unregistered)?;
+        let command = Command::AllocateProducerIds { node_id, broker_epoch, count: IDS_AT_A_TIME };
+        let reply = controller.propose(command, false).await.map_err(|error| match error.code {
             // It is registering anew, and will be known again in a moment.
             ErrorCode::StaleBrokerEpoch => unregistered(),
             _ => error,
