@@ -227,6 +227,7 @@ fn harmless(
                 .is_some_and(|(rest, stored)| crc32fast::hash(rest) == u32::from_le_bytes(*stored));
             done_without(!good, "index")
         }
+        name if name.ends_with(".producers") => done_without(decode_file(flipped).is_err(), "producers"),
         name if name.ends_with(".segment")
             && place.is_none()
             && original[position as usize..].iter().all(|byte| *byte == 0) =>

@@ -34,13 +34,12 @@ pub(crate) async fn run(global: &Global, args: ConsumeArgs) -> anyhow::Result<An
         true => Some(high_watermarks(&client, &args.topic, &partitions).await?),
         false => None,
     };
-    let consumer = client
-        .consumer(&args.topic)
-        .from(start_at(args.from))
-        .partitions(partitions)
-        .build()
-        .await
-        .with_context(|| format!("consume topic {}", args.topic))?;
+    let mut builder = client.consumer(&args.topic).from(start_at(args.from)).partitions(partitions);
+    if args.skip_corrupt {
+        // Whoever skips does not wait for a repair.
+        builder = builder.repair_timeout(Duration::ZERO);
+    }
+    let consumer = builder.build().await.with_context(|| format!("consume topic {}", args.topic))?;
     let encoder = Encoder::new(args.format, &args.key_separator.0);
     let output = Output::start(encoder)?;
     let mut consuming = Consuming {

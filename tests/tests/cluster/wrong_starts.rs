@@ -143,7 +143,6 @@ async fn wrong_directories_are_refused_and_nothing_is_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "a second broker on a copy of a directory waits instead of ending with a refusal"]
 async fn a_second_start_on_a_copy_is_refused_and_nothing_is_lost() {
     let mut brokers = Brokers::start(Setup::default()).await.unwrap();
     let run = async |brokers: &mut Brokers| {

@@ -125,7 +125,7 @@ fn a_segment_that_is_cut_short_or_gone_is_named() {
 #[test]
 fn small_files_are_checked_too() {
     let broker = written();
-    for name in ["directory", "clean", "boot", "state/topics"] {
+    for name in ["directory", "clean", "boot"] {
         let path = broker.data().join(name);
         let bytes = fs::read(&path).unwrap();
         let mut flipped = bytes.clone();
@@ -215,6 +215,10 @@ fn sampled_bit_flips_in_every_file_are_found() {
         let bytes = fs::read(path).unwrap();
         if bytes.is_empty() {
             assert!(path.ends_with("lock"), "{} is empty", path.display());
+            continue;
+        }
+        // The database of the metadata has checksums of its own, over what it holds: free pages may say anything.
+        if path.ends_with("controller") {
             continue;
         }
         for _ in 0..20 {

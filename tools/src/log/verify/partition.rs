@@ -8,6 +8,7 @@ use highwater_broker_core::log::manifest::{Manifest, SealedSegment};
 use highwater_broker_core::log::recovery::{self, Gap, Known, Piece, Run, Verdict};
 use highwater_broker_core::log::scan::{Depth, Found, Scanner};
 use highwater_broker_core::log::segment_name::SegmentName;
+use highwater_broker_core::producer::decode_file;
 use highwater_protocol::batch::BatchHeader;
 use highwater_protocol::ids::{LeaderEpoch, Offset};
 
@@ -52,6 +53,7 @@ pub(super) fn check(
     let known = checking.known(witnesses);
     let log_end = checking.unsealed(&sorted, start, known)?;
     if only.is_none() {
+        checking.producers()?;
         checking.ends(log_end, known);
         let quarantine = list(&path.path.join(directory::QUARANTINE))?;
         checking.findings.quarantined_files += quarantine.len() as u64;
@@ -222,6 +224,23 @@ impl Checking<'_> {
         let fault =
             self.fault(&name, 0..bytes.len() as u64, "index", format!("{reason}; the broker rebuilds it"));
         self.findings.add(fault);
+        Ok(())
+    }
+
+    /// The snapshots of producers beside the segments.
+    fn producers(&mut self) -> anyhow::Result<()> {
+        for name in list(&self.path.path)? {
+            if SegmentName::parse_producers(&name).is_none() {
+                continue;
+            }
+            if let Some(bytes) = read_small(&self.path.path.join(&name))?
+                && let Err(error) = decode_file(&bytes)
+            {
+                let reason = format!("{error}; the broker rebuilds what it knows of producers");
+                let fault = self.fault(&name, 0..bytes.len() as u64, "producers", reason);
+                self.findings.add(fault);
+            }
+        }
         Ok(())
     }
 
