@@ -14,6 +14,7 @@ use highwater_broker_core::log::clean_marker::CleanMarker;
 use highwater_broker_core::log::envelope;
 use highwater_broker_core::log::manifest::Manifest;
 use highwater_broker_core::log::slot::{SLOT_BYTES, Slot};
+use highwater_broker_core::producer::decode_file;
 use highwater_tests::sim::disk::{Flushes, SimDisk};
 use highwater_tests::sim::log_files::{Place, places};
 use highwater_tests::sim::log_model::{Contents, Crash};

@@ -16,6 +16,9 @@ use super::ApiError;
 use crate::server::Node;
 use crate::server::principal::{Operation, Principal};
 
+/// How long a broker that stops in order may take to be found gone before it is removed.
+const STOPPING_MAX: std::time::Duration = std::time::Duration::from_secs(5);
+
 /// Moves that one reply describes: what a frame has room for. The counts tell about all of them.
 const MOVES_DESCRIBED_MAX: usize = 10_000;
 
@@ -181,8 +184,21 @@ async fn remove(node: &Node, target: NodeId, dry_run: bool) -> Result<AlterClust
             ),
         ));
     }
+    wait_stopped(node, target).await;
     node.controller.propose(Command::RemoveBroker { node_id: target }, dry_run).await?;
     said(format!("broker {target} is no longer part of the cluster; its data directory can be deleted"))
+}
+
+/// A broker that has just stopped in order is found to be gone a moment later.
+async fn wait_stopped(node: &Node, target: NodeId) {
+    let stopping = || {
+        let image = node.controller.image();
+        image.broker(target).is_some_and(|broker| broker.state == BrokerState::Stopping)
+    };
+    let mut versions = node.controller.versions();
+    let stopped = async { while stopping() && versions.changed().await.is_ok() {} };
+    // Whoever goes on stopping is refused by the command.
+    let _in_time = tokio::time::timeout(STOPPING_MAX, stopped).await;
 }
 
 async fn cancel(node: &Node, dry_run: bool) -> Result<AlterClusterReply, ApiError> {

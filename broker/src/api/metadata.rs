@@ -21,7 +21,7 @@ pub(crate) fn handle(
     request: &MetadataRequest,
 ) -> Result<(MetadataReply, Arc<ClusterImage>), ApiError> {
     principal.authorise(Operation::Describe)?;
-    let image = node.controller.image();
+    let image = node.controller.current_image()?;
     let count: usize = if request.all_topics {
         image.topics().map(|topic| topic.partitions.len()).sum()
     } else {

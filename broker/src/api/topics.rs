@@ -127,7 +127,7 @@ pub(crate) fn describe(
     request: &DescribeTopicsRequest,
 ) -> Result<DescribeTopicsReply, ApiError> {
     principal.authorise(Operation::Describe)?;
-    let image = node.controller.image();
+    let image = node.controller.current_image()?;
     let describe = |topic: &Topic| description(node, topic, request.summary);
     if !request.summary {
         let count: usize = if request.names.is_empty() {

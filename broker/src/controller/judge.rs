@@ -7,8 +7,9 @@ use highwater_broker_core::controller::command::Command;
 use highwater_broker_core::controller::image::{BrokerState, ClusterImage};
 use highwater_broker_core::controller::liveness::{Input, Liveness, Output, Probe};
 use highwater_broker_core::time::Mono;
+use highwater_protocol::error_code::ErrorCode;
 use highwater_protocol::ids::{BrokerEpoch, NodeId};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::core::Core;
 use super::links::LinkError;
@@ -111,7 +112,12 @@ impl Core {
                         if let Err(error) =
                             core.decide(Command::FenceBroker { node_id: node, broker_epoch }).await
                         {
-                            warn!(node_id = node.get(), %error, "the broker is not fenced yet");
+                            // It came again meanwhile: there is nobody to fence.
+                            if error.code == ErrorCode::StaleBrokerEpoch {
+                                debug!(node_id = node.get(), %error, "the broker is not fenced");
+                            } else {
+                                warn!(node_id = node.get(), %error, "the broker is not fenced yet");
+                            }
                         }
                     });
                 }

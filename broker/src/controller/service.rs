@@ -107,6 +107,22 @@ impl ControllerHandle {
         self.core.registration.subscribe()
     }
 
+    /// The last image, if it is at least as new as our registration: before that what it lacks may be there all the same.
+    ///
+    /// # Errors
+    /// `NoController`: this broker is starting, or cut off; another one may be asked.
+    pub(crate) fn current_image(&self) -> Result<Arc<ClusterImage>, ApiError> {
+        let (image, registered) = (self.image(), *self.core.registration.borrow());
+        let known = image.broker(self.node_id()).map(|broker| broker.broker_epoch);
+        if registered.is_some() && registered <= known {
+            return Ok(image);
+        }
+        Err(ApiError::new(
+            ErrorCode::NoController,
+            format!("broker {} is starting and does not know the topics yet", self.node_id()),
+        ))
+    }
+
     /// Who the controller is, if it is known.
     #[allow(dead_code, reason = "what describes the cluster and links replicas asks for it")]
     pub(crate) fn controller(&self) -> Option<NodeId> {
