@@ -20,12 +20,22 @@ pub enum InvalidTopicName {
     /// `.` and `..` name directories everywhere else.
     #[error("'.' and '..' are not topic names")]
     Dots,
-    /// Names that start with two underscores belong to the brokers.
-    #[error("names that start with '__' are reserved for internal topics")]
+    /// Names that start with two underscores, or with [`INTERNAL_PREFIX`], belong to the brokers.
+    #[error("names that start with '__' or '{INTERNAL_PREFIX}' are reserved for internal topics")]
     Internal,
 }
 
-/// Checks the name of a topic that a user asks for.
+/// What the names of the brokers' own topics start with. Users can read these topics, and neither make nor change them.
+pub const INTERNAL_PREFIX: &str = "hw-";
+
+/// Whether a topic belongs to the brokers.
+#[must_use]
+pub fn is_internal_topic(name: &str) -> bool {
+    name.starts_with(INTERNAL_PREFIX)
+}
+
+/// Checks the name of a topic that a user asks for. Whether names with [`INTERNAL_PREFIX`] are refused depends on what the
+/// cluster has reached ([`is_internal_topic`]): this does not.
 ///
 /// # Errors
 /// Says what is wrong with the name.
@@ -66,5 +76,12 @@ mod tests {
         assert_eq!(check_topic_name("a/b"), Err(InvalidTopicName::Separator));
         assert_eq!(check_topic_name("a b"), Err(InvalidTopicName::Character(' ')));
         assert_eq!(check_topic_name("__offsets"), Err(InvalidTopicName::Internal));
+    }
+
+    #[test]
+    fn internal_topics_are_known_by_their_names() {
+        assert!(is_internal_topic("hw-groups") && is_internal_topic(INTERNAL_PREFIX));
+        assert!(!is_internal_topic("hwgroups") && !is_internal_topic("my-hw-groups"));
+        assert!(InvalidTopicName::Internal.to_string().contains("'hw-'"));
     }
 }

@@ -89,6 +89,11 @@ impl Core {
         command: Command,
         deadline: Instant,
     ) -> Result<Decided, ApiError> {
+        // An older broker cannot read what is of a later level: it does not get into the log, not even to be refused there.
+        let image = self.image();
+        if let Err(refusal @ Refusal::Level { .. }) = image.check_level(&command) {
+            return Ok((Err(refusal), image.version));
+        }
         let decided = async {
             let (reply, receiver) = oneshot::channel();
             self.proposals.send(Proposal { command, reply }).await.map_err(|_| stopped())?;

@@ -193,6 +193,11 @@ impl PartitionHandle {
         deadline: Mono,
         ticket: Ticket,
     ) {
+        if self.shared.is_internal {
+            let text =
+                format!("topic '{}' belongs to the brokers: nobody else produces to it", self.shared.topic);
+            return ticket.refuse(ErrorCode::NotAuthorized, text);
+        }
         let limit = self.shared.batch_bytes_max();
         if batch.len() > limit as usize {
             let text = format!(

@@ -14,6 +14,7 @@ use highwater_protocol::batch::BatchHeader;
 use highwater_protocol::error_code::ErrorCode;
 use highwater_protocol::ids::{BrokerEpoch, Offset, SubscriptionId, TopicPartition};
 use highwater_protocol::messages::Acks;
+use highwater_protocol::topic_name::is_internal_topic;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
@@ -39,6 +40,8 @@ const QUEUED_BYTES_MAX: usize = 256 << 20;
 pub(super) struct Shared {
     pub(super) partition: TopicPartition,
     pub(super) topic: String,
+    /// Whether its topic belongs to the brokers.
+    pub(super) is_internal: bool,
     pub(super) flushed: Mutex<Option<FlushOutcome>>,
     pub(super) status: Mutex<Status>,
     pub(super) notify: Notify,
@@ -186,6 +189,7 @@ impl Shared {
     ) -> Self {
         Self {
             partition,
+            is_internal: is_internal_topic(&topic),
             topic,
             inbox: Mutex::default(),
             flushed: Mutex::new(None),

@@ -14,10 +14,15 @@ use crate::durability::Durability;
 /// The lowest feature level that this code can work at.
 pub const FEATURE_LEVEL_MIN: u32 = 1;
 /// The highest feature level that this code can work at.
-pub const FEATURE_LEVEL_MAX: u32 = 1;
+pub const FEATURE_LEVEL_MAX: u32 = 2;
+/// The feature level of consumer groups: topics of the brokers' own, whose names are reserved from here on.
+pub const FEATURE_LEVEL_GROUPS: u32 = 2;
 
 /// Commands in one [`Command::Batch`] at the most.
 pub const BATCH_COMMANDS_MAX: usize = 4096;
+
+/// Replicas of the brokers' own topics, as soon as there are that many brokers.
+pub const INTERNAL_REPLICATION: u32 = 3;
 
 /// Moves in one [`Command::StartMoves`], and changes in one [`Command::BalanceLeaders`], at the most.
 pub const MOVES_MAX: usize = 200_000;
@@ -220,6 +225,27 @@ pub enum Command {
     },
     /// Several commands; each is carried out or refused on its own.
     Batch(Vec<Command>),
+    /// Makes a topic of the brokers' own, with as many replicas as [`INTERNAL_REPLICATION`] and the brokers allow. One that
+    /// is there already is left as it is.
+    CreateInternalTopic {
+        /// The new id.
+        topic_id: TopicId,
+        /// Its name, which begins with the reserved prefix.
+        name: String,
+        /// How many partitions; more than 0, and fixed from then on.
+        partitions: u32,
+        /// Settings that differ from the defaults.
+        config: BTreeMap<String, String>,
+        /// Microseconds since the Unix epoch.
+        created_at_us: i64,
+    },
+    /// Gives a topic of the brokers' own more replicas. Its replication is raised when every partition has them.
+    RaiseReplication {
+        /// Which topic.
+        topic_id: TopicId,
+        /// Each partition with the replicas that it is to have: those that it has, and more.
+        moves: Vec<(TopicPartition, Vec<NodeId>)>,
+    },
 }
 
 impl Command {
@@ -236,6 +262,7 @@ impl Command {
             | Self::SetFeatureLevel { .. }
             // Each of its commands is judged on its own.
             | Self::Batch(_) => 0,
+            Self::CreateInternalTopic { .. } | Self::RaiseReplication { .. } => FEATURE_LEVEL_GROUPS,
             _ => 1,
         }
     }

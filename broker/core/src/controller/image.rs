@@ -9,6 +9,7 @@ use std::sync::Arc;
 use highwater_protocol::ids::{
     BrokerEpoch, ClusterId, DirectoryId, NodeId, PartitionId, TopicId, TopicPartition,
 };
+use highwater_protocol::topic_name::is_internal_topic;
 use serde::{Deserialize, Serialize};
 
 use super::command::{BATCH_COMMANDS_MAX, Command, Refusal, Reply};
@@ -179,6 +180,12 @@ impl Topic {
     pub fn min_in_sync(&self) -> u32 {
         self.config.min_in_sync_of(self.replication)
     }
+
+    /// Whether it belongs to the brokers.
+    #[must_use]
+    pub fn is_internal(&self) -> bool {
+        is_internal_topic(&self.name)
+    }
 }
 
 impl Default for ClusterImage {
@@ -315,6 +322,7 @@ impl ClusterImage {
             Command::CreateTopic { .. }
             | Command::AlterTopic { .. }
             | Command::DeleteTopic { .. }
+            | Command::CreateInternalTopic { .. }
             | Command::ImportTopics { .. } => self.apply_to_topics(command),
             Command::RecordDurability { .. }
             | Command::AlterInSync { .. }
@@ -325,6 +333,7 @@ impl ClusterImage {
             | Command::AdvanceMoves {}
             | Command::CancelMoves {}
             | Command::BalanceLeaders { .. }
+            | Command::RaiseReplication { .. }
             | Command::SetThrottle { .. } => self.apply_to_moves(command),
             Command::AllocateProducerIds { node_id, broker_epoch, count } => {
                 self.check_broker(*node_id, *broker_epoch)?;
@@ -336,8 +345,12 @@ impl ClusterImage {
         }
     }
 
-    /// Hole H24: what not every broker understands is not used.
-    fn check_level(&self, command: &Command) -> Result<(), Refusal> {
+    /// Hole H24: what not every broker understands is not used, and does not even get into the log, where brokers of an older
+    /// version would find it.
+    ///
+    /// # Errors
+    /// When the cluster has not reached the level of the command.
+    pub fn check_level(&self, command: &Command) -> Result<(), Refusal> {
         if self.cluster_id.is_absent() && !matches!(command, Command::Init { .. }) {
             return Err(Refusal::NotInitialised);
         }

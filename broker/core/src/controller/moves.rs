@@ -4,8 +4,9 @@
 //! there, the old replicas are given up, and only then does anybody drop data.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use highwater_protocol::ids::{NodeId, TopicPartition};
+use highwater_protocol::ids::{NodeId, TopicId, TopicPartition};
 
 use super::command::{Command, MOVES_MAX, Refusal, Reply};
 use super::image::{ClusterImage, Effect, Move};
@@ -88,6 +89,7 @@ impl ClusterImage {
             }
             Command::CancelMoves {} => Ok(self.cancel_moves()),
             Command::BalanceLeaders { changes } => self.balance_leaders(changes),
+            Command::RaiseReplication { topic_id, moves } => self.raise_replication(*topic_id, moves),
             Command::SetThrottle { bytes_per_second } => {
                 if *bytes_per_second == 0 {
                     return Err(Refusal::Invalid(
@@ -129,15 +131,79 @@ impl ClusterImage {
         Ok(Effect::Changed(Reply::Moves { changed, kept }))
     }
 
+    /// The new replicas come as those of any move; nobody waits for them until they are there.
+    fn raise_replication(
+        &mut self,
+        topic_id: TopicId,
+        moves: &[(TopicPartition, Vec<NodeId>)],
+    ) -> Result<Effect, Refusal> {
+        if moves.len() > MOVES_MAX {
+            return Err(Refusal::Invalid(format!("at most {MOVES_MAX} moves at a time")));
+        }
+        for (id, to) in moves {
+            self.check_raise(topic_id, *id, to)?;
+        }
+        let (mut changed, mut kept) = (0, 0);
+        for (id, to) in moves {
+            let Some(partition) = self.partition(*id) else { continue };
+            if self.moves.contains_key(id) {
+                kept += 1;
+                continue;
+            }
+            self.moves.insert(*id, Move { from: partition.replicas.clone(), to: to.clone(), started: false });
+            changed += 1;
+        }
+        self.advance_moves();
+        Ok(Effect::Changed(Reply::Moves { changed, kept }))
+    }
+
+    fn check_raise(&self, topic_id: TopicId, id: TopicPartition, to: &[NodeId]) -> Result<(), Refusal> {
+        let partition = self.partition(id).ok_or(Refusal::UnknownPartition(id))?;
+        let internal = self.topic(topic_id).is_some_and(|topic| topic.is_internal());
+        let keeps = partition.replicas.iter().all(|node| to.contains(node));
+        if !internal || id.topic_id != topic_id || !keeps || to.len() <= partition.replicas.len() {
+            return Err(Refusal::Invalid(format!(
+                "partition {id} can be given more replicas, on top of those that it has, if its topic is the brokers' own"
+            )));
+        }
+        self.check_new_replicas(id, partition, to)
+    }
+
+    /// When every partition of a topic has got more replicas, its replication is what they have.
+    fn settle_replication(&mut self, topic_id: TopicId) {
+        let Some(topic) = self.topics.get_mut(&topic_id) else { return };
+        if self.moves.keys().any(|id| id.topic_id == topic_id) {
+            return;
+        }
+        let least =
+            topic.partitions.iter().map(|partition| partition.replicas.len()).min().unwrap_or(0) as u32;
+        if least > topic.replication {
+            let topic = Arc::make_mut(topic);
+            topic.replication = least;
+            topic.settle();
+        }
+    }
+
     fn check_move(&self, id: TopicPartition, to: &[NodeId]) -> Result<(), Refusal> {
         let partition = self.partition(id).ok_or(Refusal::UnknownPartition(id))?;
         let replication = self.topic(id.topic_id).map_or(0, |topic| topic.replication) as usize;
-        let twice = to.iter().enumerate().any(|(place, node)| to[..place].contains(node));
-        if twice || to.len() != replication {
+        if to.len() != replication {
             return Err(Refusal::Invalid(format!(
                 "partition {id} has {replication} replicas and cannot be moved to {} different brokers",
                 to.len()
             )));
+        }
+        self.check_new_replicas(id, partition, to)
+    }
+
+    fn check_new_replicas(
+        &self,
+        id: TopicPartition,
+        partition: &Partition,
+        to: &[NodeId],
+    ) -> Result<(), Refusal> {
+        if to.iter().enumerate().any(|(place, node)| to[..place].contains(node)) {
+            return Err(Refusal::Invalid(format!("partition {id} cannot have two replicas on one broker")));
         }
         for node in to {
             let broker = self.broker(*node).ok_or(Refusal::UnknownBroker(*node))?;
@@ -181,6 +247,7 @@ impl ClusterImage {
             changed += u32::from(before != self.partition(id).map(|partition| partition.version));
             if over {
                 self.moves.remove(&id);
+                self.settle_replication(id.topic_id);
             }
         }
         changed

@@ -3,7 +3,7 @@
 
 use highwater_protocol::ids::{NodeId, TopicPartition};
 
-use super::command::{Command, Refusal};
+use super::command::{Command, FEATURE_LEVEL_GROUPS, INTERNAL_REPLICATION, Refusal};
 use super::decisions::list;
 use super::image::{BrokerState, ClusterImage};
 use super::placement::{self, Led, Place, Placed};
@@ -87,11 +87,31 @@ pub fn next_step(image: &ClusterImage, lost: &[NodeId]) -> Option<Command> {
             return Some(Command::StartMoves { moves: plan.moves });
         }
     }
+    if let Some(command) = raise_internal(image) {
+        return Some(command);
+    }
     if image.brokers().all(|broker| broker.state == BrokerState::Active) && is_whole(image) {
         let changes = plan_leaders(image);
         return (!changes.is_empty()).then_some(Command::BalanceLeaders { changes });
     }
     None
+}
+
+/// The brokers' own topics were made when there were fewer brokers: more replicas, now that there is room for them.
+fn raise_internal(image: &ClusterImage) -> Option<Command> {
+    let takes = image.brokers().filter(|broker| broker.takes_replicas());
+    let places: Vec<Place> =
+        takes.map(|broker| Place { node: broker.node_id, rack: broker.rack.clone() }).collect();
+    let replication = INTERNAL_REPLICATION.min(places.len() as u32);
+    if image.feature_level < FEATURE_LEVEL_GROUPS {
+        return None;
+    }
+    let topic = image.topics().find(|topic| topic.is_internal() && topic.replication < replication)?;
+    let grows = |id: TopicPartition| id.topic_id == topic.id;
+    let grown = placement::plan_more(&placed(image), grows, replication as usize, &places);
+    let moves: Vec<_> = grown.into_iter().map(|placed| (placed.partition, placed.replicas)).collect();
+    // What cannot grow now, because a broker that has it is away, grows when that is back.
+    (!moves.is_empty()).then_some(Command::RaiseReplication { topic_id: topic.id, moves })
 }
 
 /// Whether every replica is in sync: leaders are balanced only when nothing else goes on.
@@ -138,7 +158,10 @@ fn plan_without(image: &ClusterImage, without: &[NodeId]) -> Plan {
 mod tests {
     use std::collections::BTreeMap;
 
+    use highwater_protocol::ids::TopicId;
+
     use super::super::command::Reply;
+    use super::super::image::Partition;
     use super::super::testing::{
         apply, create, epoch, fence, id, image_with_brokers, ok, partition, ready, register,
     };
@@ -266,6 +289,68 @@ mod tests {
         let done = partition(&image, 1, 0);
         assert!(!done.is_replica(leader) && done.adding.is_empty() && done.removing.is_empty());
         assert_eq!(done.in_sync.len(), 3);
+    }
+
+    #[test]
+    fn the_brokers_own_topics_get_more_replicas_when_brokers_come() {
+        let mut image = image_with_brokers(1);
+        let internal = Command::CreateInternalTopic {
+            topic_id: TopicId(2),
+            name: "hw-groups".into(),
+            partitions: 16,
+            config: BTreeMap::new(),
+            created_at_us: 0,
+        };
+        ok(&mut image, &internal);
+        ok(&mut image, &create(1, "t", 1, 1));
+        for brokers in 2..=4 {
+            ok(&mut image, &register(brokers, 1));
+            assert_eq!(next_step(&image, &[]), None, "it opens its logs");
+            let ready = ready(&image, brokers);
+            ok(&mut image, &ready);
+            settle(&mut image);
+            let topic = image.topic(TopicId(2)).unwrap();
+            let replication = brokers.min(INTERNAL_REPLICATION);
+            assert_eq!((topic.replication, topic.min_in_sync()), (replication, replication / 2 + 1));
+            let in_sync = |partition: &Partition| partition.in_sync.len() == replication as usize;
+            assert!(
+                topic.partitions.iter().all(|partition| in_sync(partition) && partition.adding.is_empty())
+            );
+            assert_eq!(image.topic(TopicId(1)).unwrap().replication, 1, "not those of users");
+        }
+        let (replicas, leaders) = loads(&image);
+        let (all, led) = (16 * 3 + 1, 16 + 1);
+        assert!(replicas.values().all(|count| *count <= placement::bound(all, 4)), "{replicas:?}");
+        assert!(leaders.values().all(|count| *count <= placement::bound(led, 4)), "{leaders:?}");
+    }
+
+    #[test]
+    fn a_raise_that_is_cancelled_is_begun_again() {
+        let mut image = image_with_brokers(1);
+        let internal = Command::CreateInternalTopic {
+            topic_id: TopicId(2),
+            name: "hw-groups".into(),
+            partitions: 16,
+            config: BTreeMap::new(),
+            created_at_us: 0,
+        };
+        ok(&mut image, &internal);
+        ok(&mut image, &register(2, 1));
+        let second = ready(&image, 2);
+        ok(&mut image, &second);
+        let step = loop {
+            match next_step(&image, &[]).unwrap() {
+                step @ Command::RaiseReplication { .. } => break step,
+                step => ok(&mut image, &step),
+            };
+            copy_all(&mut image);
+        };
+        ok(&mut image, &step);
+        assert!(image.moves().any(|(_, planned)| planned.started));
+        ok(&mut image, &Command::CancelMoves {});
+        assert_eq!(image.topic(TopicId(2)).unwrap().replication, 1);
+        settle(&mut image);
+        assert_eq!(image.topic(TopicId(2)).unwrap().replication, 2);
     }
 
     #[test]

@@ -36,6 +36,9 @@ pub enum Refusal {
         /// What it has.
         found: TopicId,
     },
+    /// The topic belongs to the brokers.
+    #[error("topic '{0}' belongs to the brokers: it can be read, and neither be changed nor deleted")]
+    InternalTopic(String),
     /// A setting is not allowed.
     #[error("{0}")]
     InvalidSetting(#[from] InvalidSetting),
@@ -238,6 +241,7 @@ impl Refusal {
             }
             Self::Replication { .. } => ErrorCode::InvalidReplication,
             Self::UnknownPartition(_) => ErrorCode::UnknownPartition,
+            Self::InternalTopic(_) => ErrorCode::NotAuthorized,
             Self::IdInUse(_) => ErrorCode::Internal,
             Self::NotInitialised => ErrorCode::NoController,
             Self::Level { .. } | Self::LevelChange { .. } | Self::BrokerLevel { .. } => {

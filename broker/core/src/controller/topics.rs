@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use highwater_protocol::ids::{LeaderEpoch, PartitionId, TopicId, TopicPartition};
 use highwater_protocol::limits::PARTITIONS_MAX;
-use highwater_protocol::topic_name::check_topic_name;
+use highwater_protocol::topic_name::{InvalidTopicName, check_topic_name, is_internal_topic};
 
-use super::command::{Command, Refusal, Reply};
+use super::command::{Command, FEATURE_LEVEL_GROUPS, INTERNAL_REPLICATION, Refusal, Reply};
 use super::image::{CLUSTER_PARTITIONS_MAX, ClusterImage, Effect, REPLICATION_DEFAULT, Topic};
 use super::partition::{Around, Partition};
 use super::placement::{Place, assign_new};
@@ -39,6 +39,9 @@ impl ClusterImage {
                 self.alter(name, set, unset, *partitions)?
             }
             Command::DeleteTopic { name, topic_id } => self.delete(name, *topic_id)?,
+            Command::CreateInternalTopic { topic_id, name, partitions, config, created_at_us } => {
+                return self.create_internal(*topic_id, name, *partitions, config, *created_at_us);
+            }
             Command::ImportTopics { snapshot, leader_epoch } => self.import(snapshot, *leader_epoch)?,
             _ => return Err(Refusal::Invalid("not a command about topics".to_owned())),
         };
@@ -60,6 +63,49 @@ impl ClusterImage {
         overrides: &BTreeMap<String, String>,
     ) -> Result<Topic, Refusal> {
         check_topic_name(name)?;
+        if self.reserves(name) {
+            return Err(InvalidTopicName::Internal.into());
+        }
+        self.plan_any(id, name, partitions, replication, overrides)
+    }
+
+    /// Whether a name is one that users cannot make or change. A cluster that has not reached the level of such topics goes
+    /// on as before: every broker decides alike.
+    fn reserves(&self, name: &str) -> bool {
+        self.feature_level >= FEATURE_LEVEL_GROUPS && is_internal_topic(name)
+    }
+
+    /// A topic of the brokers' own.
+    fn create_internal(
+        &mut self,
+        id: TopicId,
+        name: &str,
+        partitions: u32,
+        config: &BTreeMap<String, String>,
+        created_at_us: i64,
+    ) -> Result<Effect, Refusal> {
+        check_topic_name(name)?;
+        if !is_internal_topic(name) {
+            return Err(Refusal::Invalid(format!("'{name}' is not the name of an internal topic")));
+        }
+        // Whoever needs it proposes it: several may at once.
+        if let Some(topic) = self.topic_named(name) {
+            return Ok(Effect::Nothing(created(topic)));
+        }
+        let brokers = self.brokers.values().filter(|broker| broker.takes_replicas()).count() as u32;
+        let replication = INTERNAL_REPLICATION.min(brokers.max(1));
+        let topic = self.plan_any(id, name, partitions, replication, config)?;
+        Ok(Effect::Changed(self.create(Topic { created_at_us, ..topic })))
+    }
+
+    fn plan_any(
+        &self,
+        id: TopicId,
+        name: &str,
+        partitions: u32,
+        replication: u32,
+        overrides: &BTreeMap<String, String>,
+    ) -> Result<Topic, Refusal> {
         if self.names.contains_key(name) {
             return Err(Refusal::TopicExists(name.to_owned()));
         }
@@ -90,11 +136,7 @@ impl ClusterImage {
     }
 
     fn create(&mut self, topic: Topic) -> Reply {
-        let reply = Reply::Created {
-            topic_id: topic.id,
-            partitions: topic.partitions.len() as u32,
-            replication: topic.replication,
-        };
+        let reply = created(&topic);
         self.insert(topic);
         reply
     }
@@ -106,7 +148,7 @@ impl ClusterImage {
         unset: &[String],
         partitions: u32,
     ) -> Result<Reply, Refusal> {
-        let mut topic = Topic::clone(self.find(name)?);
+        let mut topic = Topic::clone(self.find_of_users(name)?);
         for name in unset {
             if !TopicConfig::NAMES.contains(&name.as_str()) {
                 return Err(InvalidSetting::Unknown { name: name.clone() }.into());
@@ -134,7 +176,7 @@ impl ClusterImage {
 
     /// Hole H12: the one way in which a topic leaves the image.
     fn delete(&mut self, name: &str, topic_id: Option<TopicId>) -> Result<Reply, Refusal> {
-        let found = self.find(name)?.id;
+        let found = self.find_of_users(name)?.id;
         if let Some(asked) = topic_id
             && asked != found
         {
@@ -175,6 +217,15 @@ impl ClusterImage {
         Ok(Reply::Imported { topics })
     }
 
+    /// A topic that users may change.
+    fn find_of_users(&self, name: &str) -> Result<&Arc<Topic>, Refusal> {
+        let topic = self.find(name)?;
+        if self.reserves(name) {
+            return Err(Refusal::InternalTopic(name.to_owned()));
+        }
+        Ok(topic)
+    }
+
     fn find(&self, name: &str) -> Result<&Arc<Topic>, Refusal> {
         self.topic_named(name).ok_or_else(|| {
             let known: Vec<&str> = self.names.keys().map(String::as_str).collect();
@@ -208,5 +259,13 @@ impl ClusterImage {
             takes.map(|broker| Place { node: broker.node_id, rack: broker.rack.clone() }).collect();
         let placed = assign_new(&new, replication as usize, &placed(self), &places);
         placed.into_iter().map(|placed| Partition::new(placed.replicas, durability)).collect()
+    }
+}
+
+fn created(topic: &Topic) -> Reply {
+    Reply::Created {
+        topic_id: topic.id,
+        partitions: topic.partitions.len() as u32,
+        replication: topic.replication,
     }
 }

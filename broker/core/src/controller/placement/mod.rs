@@ -97,6 +97,40 @@ pub fn plan_moves(present: &[Placed], places: &[Place]) -> Vec<Placed> {
         .collect()
 }
 
+/// More replicas for the partitions that `grows` names: `replication` each, those that they have and more. Partitions for
+/// which there are too few places are left out.
+#[must_use]
+pub fn plan_more(
+    present: &[Placed],
+    grows: impl Fn(TopicPartition) -> bool,
+    replication: usize,
+    places: &[Place],
+) -> Vec<Placed> {
+    let mut layout = Layout::new(places);
+    for placed in present {
+        layout.add(placed.partition, &placed.replicas);
+    }
+    let growing = |placed: &Placed| grows(placed.partition) && placed.replicas.len() < replication;
+    let more: usize = present
+        .iter()
+        .filter(|placed| growing(placed))
+        .map(|placed| replication - placed.replicas.len())
+        .sum();
+    layout.set_bound(bound(layout.held() + more, places.len()));
+    let grown = present.iter().enumerate().filter(|(_, placed)| growing(placed)).map(|(index, placed)| {
+        layout.fill(index, replication);
+        let after = layout.placed(index);
+        (placed, after)
+    });
+    grown
+        .filter(|(before, after)| {
+            after.replicas.len() == replication
+                && before.replicas.iter().all(|node| after.replicas.contains(node))
+        })
+        .map(|(_, after)| after)
+        .collect()
+}
+
 /// The fewest changes of leaders after which nobody leads more than the bound, as far as the candidates allow it.
 #[must_use]
 pub fn balance_leaders(led: &[Led], places: &[Place]) -> Vec<(TopicPartition, NodeId)> {

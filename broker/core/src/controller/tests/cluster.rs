@@ -34,8 +34,10 @@ fn h24_what_not_every_broker_understands_is_not_used() {
     // The level rises to what every registered broker can do, and no further, and never goes back.
     ok(&mut image, &Command::SetFeatureLevel { level: 1 });
     ok(&mut image, &create(1, "t", 1, 1));
-    let refused = apply(&mut image, &Command::SetFeatureLevel { level: 2 }).unwrap_err();
-    assert!(refused.to_string().contains("broker 1 works at levels 1 to 1"), "{refused}");
+    let beyond = FEATURE_LEVEL_MAX + 1;
+    let refused = apply(&mut image, &Command::SetFeatureLevel { level: beyond }).unwrap_err();
+    let text = format!("broker 1 works at levels 1 to {FEATURE_LEVEL_MAX}");
+    assert!(refused.to_string().contains(&text), "{refused}");
     assert!(apply(&mut image, &Command::SetFeatureLevel { level: 0 }).is_err());
     let mut newer = register(3, 1);
     if let Command::RegisterBroker { feature_min, feature_max, .. } = &mut newer {
@@ -49,8 +51,9 @@ fn h24_what_not_every_broker_understands_is_not_used() {
 fn h24_a_command_of_a_newer_level_is_told_from_a_damaged_one() {
     let mut bytes = encode_command(&create(1, "t", 1, 1)).unwrap();
     assert_eq!(decode_command(&bytes), Ok(create(1, "t", 1, 1)));
-    bytes[0] = 2;
-    assert_eq!(decode_command(&bytes), Err(CodecError::Newer { needs: 2, knows: 1 }));
+    let needs = FEATURE_LEVEL_MAX + 1;
+    bytes[0] = needs as u8;
+    assert_eq!(decode_command(&bytes), Err(CodecError::Newer { needs, knows: FEATURE_LEVEL_MAX }));
     bytes[0] = 1;
     for cut in 0..bytes.len() {
         assert!(matches!(decode_command(&bytes[..cut]), Err(CodecError::Damaged(_))), "cut at {cut}");

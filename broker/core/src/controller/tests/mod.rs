@@ -1,4 +1,5 @@
 mod cluster;
 mod histories;
+mod internal;
 mod sets;
 mod topics;
