@@ -506,12 +506,14 @@ impl Drop for Alarm {
 
 /// The settings of a log that follow from those of its topic.
 pub(super) fn log_config(config: &TopicConfig, durability: Durability) -> LogConfig {
+    // What is only compacted is kept whatever its age and size.
+    let deletes = config.cleanup.deletes();
     LogConfig {
         limits: highwater_broker_core::log::retention::Limits {
             segment_bytes: config.segment_bytes,
             segment_age: config.segment_age,
-            retention_bytes: config.retention_bytes,
-            retention_age: config.retention_age,
+            retention_bytes: config.retention_bytes.filter(|_| deletes),
+            retention_age: config.retention_age.filter(|_| deletes),
         },
         durability,
         ..LogConfig::default()

@@ -1,6 +1,8 @@
 //! The settings of a topic: names, values, defaults and what is allowed.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 use highwater_protocol::limits::BATCH_BYTES_MAX;
@@ -16,6 +18,65 @@ pub const SEGMENT_BYTES_MIN: u64 = 64 << 10;
 pub const SEGMENT_BYTES_MAX: u64 = 2 << 30;
 /// The shortest time after which a segment is rolled.
 pub const SEGMENT_AGE_MIN: Duration = Duration::from_secs(1);
+
+/// How long a deletion is kept after compaction has first passed it, when nothing else is set.
+pub const TOMBSTONE_GRACE_DEFAULT: Duration = Duration::from_secs(24 * 3600);
+/// The part of a log that has to be new before it is compacted, when nothing else is set.
+pub const DIRTY_PERCENT_MIN_DEFAULT: u32 = 50;
+
+/// What becomes of old records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Cleanup {
+    /// Whole segments go by age and size.
+    #[default]
+    Delete,
+    /// Of every key the last record stays, whatever its age; `retention_bytes` and `retention_age` do not apply.
+    Compact,
+    /// Of every key the last record stays, until its segment goes by age or size.
+    CompactDelete,
+}
+
+impl Cleanup {
+    /// Whether only the last record of a key stays.
+    #[must_use]
+    pub const fn compacts(self) -> bool {
+        matches!(self, Self::Compact | Self::CompactDelete)
+    }
+
+    /// Whether segments go by age and size.
+    #[must_use]
+    pub const fn deletes(self) -> bool {
+        matches!(self, Self::Delete | Self::CompactDelete)
+    }
+}
+
+impl fmt::Display for Cleanup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Delete => "delete",
+            Self::Compact => "compact",
+            Self::CompactDelete => "compact,delete",
+        })
+    }
+}
+
+impl FromStr for Cleanup {
+    type Err = InvalidSetting;
+
+    fn from_str(text: &str) -> Result<Self, InvalidSetting> {
+        let words: Vec<&str> = text.split(',').map(str::trim).collect();
+        match words[..] {
+            ["delete"] => Ok(Self::Delete),
+            ["compact"] => Ok(Self::Compact),
+            ["compact", "delete"] | ["delete", "compact"] => Ok(Self::CompactDelete),
+            _ => Err(InvalidSetting::Value {
+                name: "cleanup",
+                value: text.to_owned(),
+                expected: "delete, compact or compact,delete",
+            }),
+        }
+    }
+}
 
 /// Every setting with its value.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +96,13 @@ pub struct TopicConfig {
     pub batch_bytes_max: u32,
     /// In-sync replicas without which nothing is committed. `None`: the majority of the replicas.
     pub min_in_sync: Option<u32>,
+    /// What becomes of old records.
+    pub cleanup: Cleanup,
+    /// How long a record without a value is kept after compaction has first passed it, so that whoever reads the log
+    /// meanwhile learns that its key is gone.
+    pub tombstone_grace: Duration,
+    /// The part of the log, in percent, that has to be new since the last compaction before there is another one.
+    pub dirty_percent_min: u32,
 }
 
 impl Default for TopicConfig {
@@ -47,6 +115,9 @@ impl Default for TopicConfig {
             segment_age: Duration::from_secs(7 * 24 * 3600),
             batch_bytes_max: 4 << 20,
             min_in_sync: None,
+            cleanup: Cleanup::Delete,
+            tombstone_grace: TOMBSTONE_GRACE_DEFAULT,
+            dirty_percent_min: DIRTY_PERCENT_MIN_DEFAULT,
         }
     }
 }
@@ -98,12 +169,15 @@ impl TopicConfig {
     /// The names of all settings, sorted.
     pub const NAMES: &'static [&'static str] = &[
         "batch_bytes_max",
+        "cleanup",
+        "dirty_percent_min",
         "durability",
         "min_in_sync",
         "retention_age",
         "retention_bytes",
         "segment_age",
         "segment_bytes",
+        "tombstone_grace",
     ];
 
     /// The settings of a topic: `defaults` with `overrides` on top.
@@ -167,6 +241,9 @@ impl TopicConfig {
                     })?),
                 };
             }
+            "cleanup" => self.cleanup = value.parse()?,
+            "tombstone_grace" => self.tombstone_grace = age("tombstone_grace", value)?,
+            "dirty_percent_min" => self.dirty_percent_min = percent("dirty_percent_min", value)?,
             _ => return Err(InvalidSetting::Unknown { name: name.to_owned() }),
         }
         Ok(())
@@ -188,6 +265,9 @@ impl TopicConfig {
             "min_in_sync" => {
                 self.min_in_sync.map_or_else(|| "majority".to_owned(), |count| count.to_string())
             }
+            "cleanup" => self.cleanup.to_string(),
+            "tombstone_grace" => humantime::format_duration(self.tombstone_grace).to_string(),
+            "dirty_percent_min" => self.dirty_percent_min.to_string(),
             _ => return None,
         })
     }
@@ -237,6 +317,14 @@ fn age(name: &'static str, text: &str) -> Result<Duration, InvalidSetting> {
     })
 }
 
+fn percent(name: &'static str, text: &str) -> Result<u32, InvalidSetting> {
+    text.trim().parse().ok().filter(|percent| *percent <= 100).ok_or_else(|| InvalidSetting::Value {
+        name,
+        value: text.to_owned(),
+        expected: "a percentage from 0 to 100",
+    })
+}
+
 fn in_range(name: &'static str, text: &str, value: u64, min: u64, max: u64) -> Result<(), InvalidSetting> {
     if (min..=max).contains(&value) {
         return Ok(());
@@ -278,10 +366,15 @@ mod tests {
             ("segment_bytes", "4MiB"),
             ("batch_bytes_max", "1MiB"),
             ("min_in_sync", "2"),
+            ("cleanup", "delete, compact"),
+            ("tombstone_grace", "1h"),
+            ("dirty_percent_min", "20"),
         ]);
         let config = TopicConfig::with_overrides(&TopicConfig::default(), &set, 3).unwrap();
         assert_eq!(config.retention_bytes, Some(1 << 30));
         assert_eq!(config.batch_bytes_max, 1 << 20);
+        assert!(config.cleanup.compacts() && config.cleanup.deletes());
+        assert_eq!((config.tombstone_grace.as_secs(), config.dirty_percent_min), (3600, 20));
         assert_eq!(config.segment_age, TopicConfig::default().segment_age);
         let printed: BTreeMap<String, String> =
             TopicConfig::NAMES.iter().map(|name| ((*name).to_owned(), config.get(name).unwrap())).collect();
@@ -309,6 +402,8 @@ mod tests {
         assert!(refused(&[("durability", "maybe")]).contains("use fsync, interval(100ms) or os"));
         assert!(refused(&[("min_in_sync", "2")]).contains("nothing could ever be committed"));
         assert!(refused(&[("min_in_sync", "0")]).contains("a number from 1"));
+        assert!(refused(&[("cleanup", "compress")]).contains("delete, compact or compact,delete"));
+        assert!(refused(&[("dirty_percent_min", "101")]).contains("from 0 to 100"));
     }
 
     #[test]
