@@ -87,7 +87,10 @@ decoders! {
     ReplicaResetRequest, ReplicaResetReply, ReplicaReadRequest, ReplicaReadReply, ReplicaChecksumRequest,
     ReplicaChecksumReply, BootstrapRequest, BootstrapReply, RegisterBrokerRequest, RegisterBrokerReply, HeartbeatRequest,
     HeartbeatReply, ProposeRequest, ProposeReply, RaftRequest, RaftReply, DescribeClusterRequest, DescribeClusterReply,
-    AlterClusterRequest, AlterClusterReply,
+    AlterClusterRequest, AlterClusterReply, FindCoordinatorRequest, FindCoordinatorReply, GroupHeartbeatRequest,
+    GroupHeartbeatReply, CommitOffsetsRequest, CommitOffsetsReply, FetchOffsetsRequest, FetchOffsetsReply,
+    ListGroupsRequest, ListGroupsReply, DescribeGroupsRequest, DescribeGroupsReply, AlterGroupOffsetsRequest,
+    AlterGroupOffsetsReply, DeleteGroupsRequest, DeleteGroupsReply,
 }
 
 fn body_of_any_message(input: &[u8]) {

@@ -93,6 +93,22 @@ api_keys! {
     DESCRIBE_CLUSTER = 45, "describe_cluster";
     /// Drains, removes, rebalances.
     ALTER_CLUSTER = 46, "alter_cluster";
+    /// Who coordinates groups.
+    FIND_COORDINATOR = 50, "find_coordinator";
+    /// A member of a group joins, is alive, or leaves.
+    GROUP_HEARTBEAT = 51, "group_heartbeat";
+    /// Records how far a group has come.
+    COMMIT_OFFSETS = 52, "commit_offsets";
+    /// How far a group has come.
+    FETCH_OFFSETS = 53, "fetch_offsets";
+    /// The groups of a coordinator.
+    LIST_GROUPS = 54, "list_groups";
+    /// Members and offsets of groups.
+    DESCRIBE_GROUPS = 55, "describe_groups";
+    /// Sets or removes positions of a group.
+    ALTER_GROUP_OFFSETS = 56, "alter_group_offsets";
+    /// Removes groups.
+    DELETE_GROUPS = 57, "delete_groups";
 }
 
 /// A message that is answered.

@@ -180,6 +180,28 @@ error_codes! {
     UnknownProducer = 62, "unknown_producer", Fail;
     /// The batch is so old that its offset is not remembered; it was appended once, and is not again.
     AlreadyApplied = 63, "already_applied", Fail;
+    /// The group has no coordinator at the moment.
+    NoCoordinator = 70, "no_coordinator", Retry;
+    /// This broker does not coordinate the group (any more): find the coordinator again.
+    NotCoordinator = 71, "not_coordinator", RefreshMetadata;
+    /// The coordinator is reading the group's state.
+    CoordinatorLoading = 72, "coordinator_loading", Retry;
+    /// The group has no such member (any more). The member owns nothing; it may join again under another id.
+    UnknownMember = 73, "unknown_member", Fail;
+    /// The member does not own the partition under this generation, or has joined again since.
+    FencedGeneration = 74, "fenced_generation", Fail;
+    /// Another member has this instance id and is alive.
+    InstanceInUse = 75, "instance_in_use", Fail;
+    /// There is no such group.
+    UnknownGroup = 76, "unknown_group", Fail;
+    /// The group has members, or one of them owns the partition.
+    GroupNotEmpty = 77, "group_not_empty", Fail;
+    /// A group, member, instance, pattern or assignor has a name that is not allowed.
+    InvalidGroup = 78, "invalid_group", Fail;
+    /// The group has as many members as it may, or the coordinator as many groups.
+    GroupFull = 79, "group_full", Fail;
+    /// The member is not assigned the partition.
+    NotAssigned = 80, "not_assigned", Fail;
     /// A defect of the broker. Its log says more.
     Internal = 99, "internal", Fail;
 }

@@ -12,6 +12,7 @@ pub mod body;
 pub mod compression;
 pub mod error_code;
 pub mod frame;
+pub mod group_name;
 pub mod ids;
 pub mod key_hash;
 pub mod limits;

@@ -51,6 +51,30 @@ pub const PARTITIONS_MAX: u32 = 10_000;
 /// Rounds of an authentication exchange before it is refused.
 pub const AUTHENTICATION_ROUNDS_MAX: usize = 8;
 
+/// Bytes of a group's name, and of the instance id of a static member.
+pub const GROUP_NAME_BYTES_MAX: usize = 249;
+
+/// Bytes of a member's id. Clients make 32 hexadecimal digits.
+pub const MEMBER_ID_BYTES_MAX: usize = 64;
+
+/// Members of one group.
+pub const GROUP_MEMBERS_MAX: usize = 2000;
+
+/// Topics that one member subscribes to by name.
+pub const GROUP_TOPICS_MAX: usize = 1000;
+
+/// Bytes of the pattern that a member subscribes to.
+pub const GROUP_PATTERN_BYTES_MAX: usize = 1024;
+
+/// Groups in one request.
+pub const GROUPS_PER_REQUEST_MAX: usize = 1000;
+
+/// Positions in one request to commit or to change offsets.
+pub const COMMIT_OFFSETS_MAX: usize = 10_000;
+
+/// Bytes of what an application commits with a position.
+pub const OFFSET_METADATA_BYTES_MAX: usize = 4096;
+
 /// Bytes that one push or read reply carries, unless a single batch is larger.
 pub const PUSH_BYTES: usize = 1 << 20;
 
@@ -66,5 +90,12 @@ const _: () = assert!(RECORDS_BYTES_MAX <= i32::MAX as usize);
 // A request may name every partition of a topic, and every batch that it may carry.
 const _: () =
     assert!(PARTITIONS_MAX as usize <= REQUEST_FIELDS_MAX && PRODUCE_BATCHES_MAX <= REQUEST_FIELDS_MAX);
+// A member may commit every partition of a topic at once, and own as many.
+const _: () =
+    assert!(PARTITIONS_MAX as usize <= COMMIT_OFFSETS_MAX && COMMIT_OFFSETS_MAX <= REQUEST_FIELDS_MAX);
+const _: () = assert!(GROUP_TOPICS_MAX <= REQUEST_FIELDS_MAX && GROUPS_PER_REQUEST_MAX <= REQUEST_FIELDS_MAX);
+// The names of all topics of a subscription fit a body, and so do the members of a group with theirs in a description.
+const _: () =
+    assert!(GROUP_TOPICS_MAX * (TOPIC_NAME_BYTES_MAX + 3) + GROUP_PATTERN_BYTES_MAX <= BODY_BYTES_MAX);
 // One produce entry takes at most some 64 bytes of body.
 const _: () = assert!(PRODUCE_BATCHES_MAX * 64 <= BODY_BYTES_MAX);

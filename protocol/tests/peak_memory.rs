@@ -12,7 +12,9 @@ use highwater_protocol::body::{self, Body};
 use highwater_protocol::compression::Compression;
 use highwater_protocol::frame::{Splitter, encode_frame_head};
 use highwater_protocol::ids::{CorrelationId, PartitionId, TopicId, TopicPartition};
-use highwater_protocol::limits::{BODY_BYTES_MAX, FRAME_BYTES_MAX, RECORDS_BYTES_MAX, REPLY_FIELDS_MAX};
+use highwater_protocol::limits::{
+    BODY_BYTES_MAX, FRAME_BYTES_MAX, RECORDS_BYTES_MAX, REPLY_FIELDS_MAX, REQUEST_FIELDS_MAX,
+};
 use highwater_protocol::messages::*;
 
 use counting_allocator::Counting;
@@ -84,7 +86,7 @@ fn announced_frames(report: &mut Report) {
 fn of_empty_elements<M: Body>(report: &mut Report, bound: usize) {
     let name = std::any::type_name::<M>().rsplit("::").next().unwrap();
     let mut worst = 0;
-    for tag in 1u8..=11 {
+    for tag in 1u8..=13 {
         for elements in [M::FIELDS_MAX, BODY_BYTES_MAX / 2] {
             let filled = Bytes::from([tag << 3 | 2, 0].repeat(elements));
             let (peak, decoded) = peak_of(|| body::decode::<M>(&filled).ok());
@@ -112,6 +114,17 @@ fn bodies(report: &mut Report) {
     of_empty_elements::<BootstrapReply>(report, REQUEST);
     of_empty_elements::<ReplicaResetReply>(report, REQUEST);
     of_empty_elements::<ReplicaChecksumReply>(report, REQUEST);
+    of_empty_elements::<FindCoordinatorRequest>(report, REQUEST);
+    of_empty_elements::<GroupHeartbeatRequest>(report, REQUEST);
+    of_empty_elements::<CommitOffsetsRequest>(report, REQUEST);
+    of_empty_elements::<FetchOffsetsRequest>(report, REQUEST);
+    of_empty_elements::<AlterGroupOffsetsRequest>(report, REQUEST);
+    of_empty_elements::<DeleteGroupsRequest>(report, REQUEST);
+    of_empty_elements::<CommitOffsetsReply>(report, REQUEST);
+    of_empty_elements::<FetchOffsetsReply>(report, REPLY);
+    of_empty_elements::<GroupHeartbeatReply>(report, REPLY);
+    of_empty_elements::<ListGroupsReply>(report, REPLY);
+    of_empty_elements::<DescribeGroupsReply>(report, REPLY);
     of_empty_elements::<MetadataReply>(report, REPLY);
     of_empty_elements::<MetadataPush>(report, REPLY);
     of_empty_elements::<DescribeClusterReply>(report, REPLY);
@@ -130,6 +143,19 @@ fn bodies(report: &mut Report) {
     let (peak, decoded) = peak_of(|| body::decode::<DescribeTopicsReply>(&topic));
     assert_eq!(decoded.unwrap().topics[0].partitions.len(), REPLY_FIELDS_MAX - 2);
     report.check("a topic of empty partitions", peak, REPLY);
+    let topics = Bytes::from(inside(10, &[0x0a, 0].repeat(REQUEST_FIELDS_MAX - 1)));
+    let (peak, decoded) = peak_of(|| body::decode::<GroupHeartbeatRequest>(&topics));
+    assert_eq!(decoded.unwrap().subscription.unwrap().topics.len(), REQUEST_FIELDS_MAX - 1);
+    report.check("a subscription of nameless topics", peak, REQUEST);
+    let owned = Bytes::from(inside(11, &[0x0a, 0].repeat(REQUEST_FIELDS_MAX)));
+    let (peak, decoded) = peak_of(|| body::decode::<GroupHeartbeatRequest>(&owned).ok());
+    assert!(decoded.is_none());
+    report.check("one topic too many that a member owns", peak, MIB);
+    let members = inside(8, &inside(8, &[0x0a, 0].repeat(BODY_BYTES_MAX / 2 - 16)));
+    let group = Bytes::from(inside(1, &members));
+    let (peak, decoded) = peak_of(|| body::decode::<DescribeGroupsReply>(&group).ok());
+    assert!(decoded.is_none());
+    report.check("a member with two million empty topics", peak, MIB);
     let ranges = [11 << 3 | 2, 0].repeat(BODY_BYTES_MAX / 2 - 16);
     let hidden = Bytes::from(inside(1, &inside(7, &ranges)));
     let (peak, decoded) = peak_of(|| body::decode::<DescribeTopicsReply>(&hidden).ok());

@@ -1,6 +1,8 @@
 //! The bodies of frames: protobuf messages as plain structs. `proto/highwater.proto` says the same for other languages.
 
 mod cluster;
+mod group_offsets;
+mod groups;
 mod handshake;
 mod list_offsets;
 mod metadata;
@@ -20,6 +22,17 @@ pub use cluster::{
     BrokerIdentity, ClusterOperation, DescribeClusterReply, DescribeClusterRequest, HeartbeatReply,
     HeartbeatRequest, MoveDescription, ProposeReply, ProposeRequest, RaftReply, RaftRequest,
     RegisterBrokerReply, RegisterBrokerRequest, Voter,
+};
+pub use group_offsets::{
+    AlterGroupOffsetsReply, AlterGroupOffsetsRequest, AlteredOffset, CommitOffset, CommitOffsetsReply,
+    CommitOffsetsRequest, CommittedOffset, FetchOffsetsReply, FetchOffsetsRequest, GroupLag, OffsetTarget,
+    PartitionResult,
+};
+pub use groups::{
+    Coordinator, DeleteGroupsReply, DeleteGroupsRequest, DescribeGroupsReply, DescribeGroupsRequest,
+    DescribedGroup, FindCoordinatorReply, FindCoordinatorRequest, GroupAction, GroupAssignment,
+    GroupHeartbeatReply, GroupHeartbeatRequest, GroupMember, GroupPartitions, GroupResult, GroupSubscription,
+    ListGroupsReply, ListGroupsRequest, ListedGroup, UnavailableCoordinator,
 };
 pub use handshake::{
     AuthenticateReply, AuthenticateRequest, Goodbye, HandshakeReply, HandshakeRequest, PingReply, PingRequest,
@@ -98,9 +111,7 @@ pub struct ErrorReply {
 /// Ties each message to its number and its reply.
 macro_rules! requests {
     ($($request:ident => $response:ident = $api:ident),* $(,)?) => {
-        $(impl Body for $request {}
-
-        impl crate::api::Request for $request {
+        $(impl crate::api::Request for $request {
             type Response = $response;
             const API: crate::api::ApiKey = crate::api::ApiKey::$api;
         })*
@@ -140,6 +151,14 @@ requests! {
     RaftRequest => RaftReply = RAFT,
     DescribeClusterRequest => DescribeClusterReply = DESCRIBE_CLUSTER,
     AlterClusterRequest => AlterClusterReply = ALTER_CLUSTER,
+    FindCoordinatorRequest => FindCoordinatorReply = FIND_COORDINATOR,
+    GroupHeartbeatRequest => GroupHeartbeatReply = GROUP_HEARTBEAT,
+    CommitOffsetsRequest => CommitOffsetsReply = COMMIT_OFFSETS,
+    FetchOffsetsRequest => FetchOffsetsReply = FETCH_OFFSETS,
+    ListGroupsRequest => ListGroupsReply = LIST_GROUPS,
+    DescribeGroupsRequest => DescribeGroupsReply = DESCRIBE_GROUPS,
+    AlterGroupOffsetsRequest => AlterGroupOffsetsReply = ALTER_GROUP_OFFSETS,
+    DeleteGroupsRequest => DeleteGroupsReply = DELETE_GROUPS,
 }
 
 one_ways! {
@@ -159,6 +178,37 @@ macro_rules! of_few_fields {
 }
 
 of_few_fields! {
+    HandshakeRequest,
+    AuthenticateRequest,
+    PingRequest,
+    MetadataRequest,
+    CreateTopicRequest,
+    DescribeTopicsRequest,
+    AlterTopicRequest,
+    DeleteTopicRequest,
+    ProduceRequest,
+    ListOffsetsRequest,
+    ReadRequest,
+    SubscribeRequest,
+    UnsubscribeRequest,
+    InitProducerRequest,
+    ReplicaResetRequest,
+    ReplicaReadRequest,
+    ReplicaChecksumRequest,
+    BootstrapRequest,
+    RegisterBrokerRequest,
+    HeartbeatRequest,
+    ProposeRequest,
+    RaftRequest,
+    DescribeClusterRequest,
+    AlterClusterRequest,
+    FindCoordinatorRequest,
+    CommitOffsetsRequest,
+    FetchOffsetsRequest,
+    ListGroupsRequest,
+    DescribeGroupsRequest,
+    AlterGroupOffsetsRequest,
+    DeleteGroupsRequest,
     Goodbye,
     ProduceCredit,
     Push,
@@ -186,6 +236,38 @@ of_few_fields! {
     HeartbeatReply,
     ProposeReply,
     RaftReply,
+    FindCoordinatorReply,
+    CommitOffsetsReply,
+    DeleteGroupsReply,
+    AlterGroupOffsetsReply,
+}
+
+impl Body for GroupHeartbeatRequest {
+    const NESTED: &'static [Nested] = &[Nested { tag: 10, inside: &[] }, Nested { tag: 11, inside: &[] }];
+}
+
+impl Body for GroupHeartbeatReply {
+    const FIELDS_MAX: usize = REPLY_FIELDS_MAX;
+    const NESTED: &'static [Nested] = &[Nested { tag: 3, inside: &[] }];
+}
+
+impl Body for FetchOffsetsReply {
+    const FIELDS_MAX: usize = REPLY_FIELDS_MAX;
+}
+
+impl Body for ListGroupsReply {
+    const FIELDS_MAX: usize = REPLY_FIELDS_MAX;
+}
+
+impl Body for DescribeGroupsReply {
+    const FIELDS_MAX: usize = REPLY_FIELDS_MAX;
+    const NESTED: &'static [Nested] = &[Nested {
+        tag: 1,
+        inside: &[Nested {
+            tag: 8,
+            inside: &[Nested { tag: 8, inside: &[] }, Nested { tag: 9, inside: &[] }],
+        }],
+    }];
 }
 
 impl Body for DescribeClusterReply {

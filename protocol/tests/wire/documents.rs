@@ -94,6 +94,14 @@ fn limits_of_the_protocol() {
         ("bytes of a client name or namespace", limits::NAME_BYTES_MAX),
         ("partitions of a topic", limits::PARTITIONS_MAX as usize),
         ("rounds of authentication", limits::AUTHENTICATION_ROUNDS_MAX),
+        ("bytes of a group's name or of an instance id", limits::GROUP_NAME_BYTES_MAX),
+        ("bytes of a member id", limits::MEMBER_ID_BYTES_MAX),
+        ("members of a group", limits::GROUP_MEMBERS_MAX),
+        ("topics that a member subscribes to by name", limits::GROUP_TOPICS_MAX),
+        ("bytes of a pattern", limits::GROUP_PATTERN_BYTES_MAX),
+        ("groups in a request", limits::GROUPS_PER_REQUEST_MAX),
+        ("positions in a request", limits::COMMIT_OFFSETS_MAX),
+        ("bytes of metadata with a position", limits::OFFSET_METADATA_BYTES_MAX),
         ("bytes of an error message", limits::ERROR_MESSAGE_BYTES_MAX),
     ] {
         writeln!(table, "| {name} | {value} |").unwrap();

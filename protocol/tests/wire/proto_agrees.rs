@@ -18,7 +18,7 @@ use crate::samples;
 type Fields = BTreeMap<u32, String>;
 
 /// The files of `src/messages`.
-const MESSAGE_FILES: [&str; 11] = [
+const MESSAGE_FILES: [&str; 13] = [
     "mod",
     "handshake",
     "metadata",
@@ -30,6 +30,8 @@ const MESSAGE_FILES: [&str; 11] = [
     "subscribe",
     "replica",
     "cluster",
+    "groups",
+    "group_offsets",
 ];
 
 /// What the structs and enumerations of a source file declare.

@@ -3,6 +3,7 @@
 //! No `..Default::default()` here: a new field must be given a value, which changes the golden bytes, which must be meant.
 
 mod cluster;
+mod groups;
 
 use std::collections::BTreeMap;
 
@@ -67,6 +68,7 @@ pub(crate) fn all() -> Vec<ApiSamples> {
     all.extend(data());
     all.extend(subscriptions());
     all.extend(cluster::all());
+    all.extend(groups::all());
     all
 }
 
