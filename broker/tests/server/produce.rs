@@ -172,13 +172,11 @@ async fn a_changed_durability_holds_for_what_comes_after() {
         loop {
             let describe = DescribeTopicsRequest { names: vec!["t".to_owned()], summary: false };
             let described = peer.call(&describe, &[]).await.unwrap();
-            if described.topics[0].partitions[0].durability == wanted {
-                let result = peer.produce(topic, number, batch(topic, 1, 10), Acks::All).await;
-                assert_eq!(code(result.error), ErrorCode::None, "{}", result.message);
-                number += 1;
-                if result.stage() == stage {
-                    break;
-                }
+            let result = peer.produce(topic, number, batch(topic, 1, 10), Acks::All).await;
+            assert_eq!(code(result.error), ErrorCode::None, "{}", result.message);
+            number += 1;
+            if described.topics[0].partitions[0].durability == wanted && result.stage() == stage {
+                break;
             }
             assert!(tokio::time::Instant::now() < deadline, "{wanted} never holds");
         }

@@ -24,6 +24,10 @@ impl DurabilityChange {
         self.effective
     }
 
+    pub(super) const fn wanted(self) -> Durability {
+        self.wanted
+    }
+
     pub(super) fn gate(self) -> Durability {
         if cfg!(hw_mutate = "durability_relaxed_before_record") {
             return self.wanted;

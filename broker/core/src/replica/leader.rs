@@ -26,6 +26,8 @@ pub(super) struct Leader {
     proposed: Option<Mono>,
     /// No proposal before this.
     pause: Option<Mono>,
+    /// Which durability is wanted, and what was committed when this leader first saw that.
+    wanted_at: Option<(Durability, Offset)>,
 }
 
 impl Leader {
@@ -58,8 +60,14 @@ impl Replica {
         let Some(assignment) = &self.assignment else { return };
         let own = (self.node, self.own_epoch);
         let set = InSyncSet::new(own, self.ends, assignment.version, assignment.in_sync.clone(), now);
-        self.state =
-            State::Leader(Leader { epoch, epoch_start: self.ends.log_end, set, proposed: None, pause: None });
+        self.state = State::Leader(Leader {
+            epoch,
+            epoch_start: self.ends.log_end,
+            set,
+            proposed: None,
+            pause: None,
+            wanted_at: None,
+        });
         out.push(Output::StartLeading { epoch });
     }
 
@@ -68,6 +76,7 @@ impl Replica {
         // The watermark moves first: whoever has just been left behind by it must not join again at once.
         self.advance(out);
         self.propose(now, out);
+        self.note_wanted();
         let flushed = self.is_flushed_to_watermark();
         self.durability.progressed(flushed, out);
     }
@@ -165,6 +174,16 @@ impl Replica {
         }
     }
 
+    /// Remembers what was committed when the durability that is wanted came to be.
+    fn note_wanted(&mut self) {
+        let (wanted, watermark) = (self.durability.wanted(), self.high_watermark);
+        if let State::Leader(leader) = &mut self.state
+            && leader.wanted_at.is_none_or(|(known, _)| known != wanted)
+        {
+            leader.wanted_at = Some((wanted, watermark.max(leader.epoch_start)));
+        }
+    }
+
     /// Whether everything that is committed is flushed wherever the next leader may come from. Its predecessor may have
     /// committed up to the start of the epoch, above the watermark that this leader knows of. Of eligible replicas that are
     /// not in sync nothing is known, so there must be none.
@@ -175,6 +194,12 @@ impl Replica {
             self.high_watermark
         } else {
             self.high_watermark.max(leader.epoch_start)
+        };
+        // Without waiting for flushes the watermark is always ahead of them under load: what came since is subject to the
+        // wanted durability already.
+        let committed = match leader.wanted_at {
+            Some((wanted, at)) if !wanted.waits_for_flush() => committed.min(at),
+            _ => committed,
         };
         (nobody_else || cfg!(hw_mutate = "durability_recorded_despite_eligible"))
             && leader.set.least_flushed() >= committed
