@@ -15,6 +15,7 @@ use super::worker::{DiskJob, Worker};
 use crate::api::ApiError;
 use crate::replication::fetched::Fetched;
 use crate::replication::links::{Follow, FollowEvent, Follower, Session};
+use crate::replication::throttle::Place;
 
 /// Bytes of one write, unless a single push is larger.
 const WRITE_BYTES_MAX: u64 = 4 << 20;
@@ -37,13 +38,19 @@ pub(super) struct Following {
     appended: u64,
     /// Bytes that may be pushed in all, as the leader was told.
     limit: u64,
-    /// A limit that the throttle grants later, and when.
-    later: Option<(Mono, u64)>,
+    /// A limit that the throttle grants later, and its place in the queue.
+    later: Option<(Place, u64)>,
 }
 
 impl Following {
     fn window(is_added: bool) -> u64 {
         if is_added { MOVE_WINDOW_BYTES } else { WINDOW_BYTES }
+    }
+
+    fn grant(&mut self, limit: u64) {
+        self.later = None;
+        self.limit = limit;
+        self.session.credit(limit);
     }
 }
 
@@ -205,27 +212,31 @@ impl Worker {
         if limit < promised + window / 4 {
             return;
         }
-        let at = if self.is_added {
-            self.services.moves.grant(now, limit - promised, self.move_bytes_per_second)
+        if self.is_added {
+            let place = self.services.moves.ask(now, limit - promised, self.move_bytes_per_second);
+            following.later = Some((place, limit));
+            self.grant_due(now);
         } else {
-            now
-        };
-        following.later = Some((at, limit));
-        self.grant_due(now);
+            following.grant(limit);
+        }
     }
 
     /// Grants what the throttle has held back long enough.
     pub(super) fn grant_due(&mut self, now: Mono) {
         let Some(following) = &mut self.following else { return };
-        if let Some((_, limit)) = following.later.take_if(|(at, _)| *at <= now) {
-            following.limit = limit;
-            following.session.credit(limit);
+        let (moves, rate) = (&self.services.moves, self.move_bytes_per_second);
+        let is_added = self.is_added;
+        let is_due = |place| !is_added || moves.is_granted(now, place, rate);
+        if let Some((_, limit)) = following.later.take_if(|(place, _)| is_due(*place)) {
+            following.grant(limit);
         }
     }
 
     /// When [`Worker::grant_due`] or [`Worker::resume_following`] has something to do.
     pub(super) fn follow_deadline(&self) -> Option<Mono> {
-        let granted = self.following.as_ref().and_then(|following| following.later.map(|(at, _)| at));
+        let later = self.following.as_ref().and_then(|following| following.later);
+        let granted =
+            later.map(|(place, _)| self.services.moves.granted_at(place, self.move_bytes_per_second));
         [granted, self.pause_following].into_iter().flatten().min()
     }
 
