@@ -76,8 +76,9 @@ fn main() {
 /// What is measured.
 #[inline(never)]
 fn append_all(log: &mut Log, batches: &[Bytes]) {
+    let mut preparation = Preparation::default();
     for (number, chunk) in (0..).zip(batches.chunks(BATCHES_A_WRITE as usize)) {
-        let mut preparation = Preparation::default();
+        preparation.clear();
         let mut stamped = Vec::with_capacity(chunk.len());
         let mut offset = log.log_end();
         for batch in chunk {

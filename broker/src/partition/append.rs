@@ -54,7 +54,7 @@ impl Worker {
     fn append_some(&mut self, now: Mono, produces: &mut VecDeque<Produce>) {
         let mut write = Write {
             stamper: self.replica.stamper(self.services.clock.wall()),
-            preparation: Preparation::default(),
+            preparation: std::mem::take(&mut self.preparation),
             batches: Vec::with_capacity(produces.len()),
             writing: Vec::with_capacity(produces.len()),
             duplicates: Vec::new(),
@@ -67,7 +67,9 @@ impl Worker {
                 break;
             }
         }
-        let Write { stamper, batches, writing, duplicates, .. } = write;
+        let Write { stamper, mut preparation, batches, writing, duplicates } = write;
+        preparation.clear();
+        self.preparation = preparation;
         let repeated = !duplicates.is_empty();
         self.wait(duplicates);
         if batches.is_empty() {

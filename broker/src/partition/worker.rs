@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use highwater_broker_core::controller::topic_config::TopicConfig;
 use highwater_broker_core::durability::Durability;
+use highwater_broker_core::producer::Preparation;
 use highwater_broker_core::replica::{Ends, Health, Input, Output, Replica, Role};
 use highwater_broker_core::time::{Mono, Wall};
 use highwater_protocol::ids::{BrokerEpoch, LeaderEpoch, Offset};
@@ -62,6 +63,8 @@ pub(super) struct Worker {
     pub(super) own_epoch: BrokerEpoch,
     /// This replica is being added: what it fetches is throttled.
     pub(super) is_added: bool,
+    /// Kept between writes for its memory.
+    pub(super) preparation: Preparation,
     /// What the throttle allows.
     pub(super) move_bytes_per_second: u64,
     /// The session with the leader, while it follows.
@@ -112,6 +115,7 @@ impl Worker {
             image_version: 0,
             own_epoch: BrokerEpoch(0),
             is_added: false,
+            preparation: Preparation::default(),
             move_bytes_per_second: 0,
             following: None,
             fetched: Vec::new(),

@@ -55,12 +55,18 @@ pub struct ProducerTable {
     sweep_at: usize,
 }
 
-/// One producer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Producer {
+/// How far a producer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Standing {
     epoch: u16,
     /// How many sequences it has used in this epoch: the next one is this many, wrapped.
     sequences: u64,
+}
+
+/// One producer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Producer {
+    standing: Standing,
     last_append_time: i64,
     /// Its last batches of this epoch, by offset.
     batches: VecDeque<Remembered>,
@@ -235,7 +241,7 @@ impl ProducerTable {
 
     fn judge(&self, batch: Sequenced, now: i64) -> Verdict {
         match self.find(batch.id, now) {
-            Some(known) => known.judge(batch, |batch| known.remembered(batch)),
+            Some(known) => known.standing.judge(batch, |batch| known.remembered(batch)),
             None => self.judge_unknown(batch, now, 0),
         }
     }
@@ -267,9 +273,10 @@ impl ProducerTable {
         match self.producers.entry(batch.id) {
             Entry::Occupied(mut entry) => {
                 let known = entry.get_mut();
-                if has_expired(known.last_append_time, now, expiry) || batch.epoch > known.epoch {
+                let epoch = known.standing.epoch;
+                if has_expired(known.last_append_time, now, expiry) || batch.epoch > epoch {
                     *known = Producer::starting(batch, remembered);
-                } else if batch.epoch == known.epoch {
+                } else if batch.epoch == epoch {
                     known.take(batch, remembered);
                 }
             }
@@ -357,19 +364,49 @@ impl Producer {
     fn starting(batch: Sequenced, remembered: Remembered) -> Self {
         let mut batches = VecDeque::with_capacity(1);
         batches.push_back(remembered);
-        Self {
-            epoch: batch.epoch,
-            sequences: u64::from(batch.first) + u64::from(batch.count),
-            last_append_time: remembered.append_time,
-            batches,
-        }
+        let sequences = u64::from(batch.first) + u64::from(batch.count);
+        let standing = Standing { epoch: batch.epoch, sequences };
+        Self { standing, last_append_time: remembered.append_time, batches }
     }
 
-    const fn next_sequence(&self) -> u32 {
+    fn remembered(&self, batch: Sequenced) -> Option<FirstResult> {
+        let same = |known: &&Remembered| known.first_sequence == batch.first && known.count == batch.count;
+        self.batches.iter().rev().find(same).map(Remembered::result)
+    }
+
+    /// Takes in a batch of the same epoch.
+    fn take(&mut self, batch: Sequenced, remembered: Remembered) {
+        let end = u64::from(batch.first) + u64::from(batch.count);
+        let ahead = (SEQUENCES + end % SEQUENCES - u64::from(self.standing.next_sequence())) % SEQUENCES;
+        if ahead < SEQUENCES / 2 {
+            self.standing.sequences += ahead;
+        }
+        self.last_append_time = self.last_append_time.max(remembered.append_time);
+        if self.batches.back().is_none_or(|last| last.base_offset < remembered.base_offset) {
+            if self.batches.len() >= PRODUCER_BATCHES_IN_FLIGHT_MAX {
+                self.batches.pop_front();
+            }
+            return self.batches.push_back(remembered);
+        }
+        // One that fills a hole.
+        let place = self.batches.iter().rposition(|known| known.base_offset <= remembered.base_offset);
+        match place {
+            Some(at) if self.batches[at].base_offset == remembered.base_offset => {}
+            Some(at) => self.batches.insert(at + 1, remembered),
+            None => self.batches.push_front(remembered),
+        }
+        if self.batches.len() > PRODUCER_BATCHES_IN_FLIGHT_MAX {
+            self.batches.pop_front();
+        }
+    }
+}
+
+impl Standing {
+    const fn next_sequence(self) -> u32 {
         (self.sequences % SEQUENCES) as u32
     }
 
-    fn judge(&self, batch: Sequenced, find: impl FnOnce(Sequenced) -> Option<FirstResult>) -> Verdict {
+    fn judge(self, batch: Sequenced, find: impl FnOnce(Sequenced) -> Option<FirstResult>) -> Verdict {
         let Sequenced { id, epoch, first, count } = batch;
         if epoch < self.epoch && !cfg!(hw_mutate = "h13_zombie_producer") {
             return Verdict::Refuse(Refusal::Fenced { id, epoch, current: self.epoch });
@@ -394,28 +431,12 @@ impl Producer {
         }
     }
 
-    fn remembered(&self, batch: Sequenced) -> Option<FirstResult> {
-        let same = |known: &&Remembered| known.first_sequence == batch.first && known.count == batch.count;
-        self.batches.iter().rev().find(same).map(Remembered::result)
-    }
-
-    /// Takes in a batch of the same epoch.
-    fn take(&mut self, batch: Sequenced, remembered: Remembered) {
-        let end = u64::from(batch.first) + u64::from(batch.count);
-        let ahead = (SEQUENCES + end % SEQUENCES - u64::from(self.next_sequence())) % SEQUENCES;
-        if ahead < SEQUENCES / 2 {
-            self.sequences += ahead;
+    /// The batch is the next one.
+    const fn go_on(&mut self, batch: Sequenced) {
+        if batch.epoch != self.epoch {
+            *self = Self { epoch: batch.epoch, sequences: 0 };
         }
-        self.last_append_time = self.last_append_time.max(remembered.append_time);
-        let place = self.batches.iter().rposition(|known| known.base_offset <= remembered.base_offset);
-        match place {
-            Some(at) if self.batches[at].base_offset == remembered.base_offset => {}
-            Some(at) => self.batches.insert(at + 1, remembered),
-            None => self.batches.push_front(remembered),
-        }
-        if self.batches.len() > PRODUCER_BATCHES_IN_FLIGHT_MAX {
-            self.batches.pop_front();
-        }
+        self.sequences += batch.count as u64;
     }
 }
 

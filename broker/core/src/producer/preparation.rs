@@ -1,16 +1,15 @@
 //! Verdicts about the batches of one write, before any of them is in the log.
 
-use std::collections::BTreeMap;
-
 use highwater_protocol::batch::BatchHeader;
 use highwater_protocol::ids::ProducerId;
 
-use super::{FirstResult, Producer, ProducerTable, Remembered, Sequenced, Verdict};
+use super::{FirstResult, ProducerTable, Remembered, Sequenced, Standing, Verdict};
 
 /// What is going into the log with one write, by producer. Cleared and used again for the next write.
 #[derive(Debug, Default)]
 pub struct Preparation {
-    heads: BTreeMap<ProducerId, Head>,
+    /// Sorted by producer.
+    heads: Vec<Head>,
     batches: Vec<Pending>,
     /// Producers among them that the table does not know.
     new_producers: usize,
@@ -19,7 +18,8 @@ pub struct Preparation {
 /// A producer as it will be after the batches of the write so far.
 #[derive(Debug)]
 struct Head {
-    producer: Producer,
+    id: ProducerId,
+    standing: Standing,
     /// Its last batch in the write.
     last: usize,
 }
@@ -54,18 +54,18 @@ impl Preparation {
     pub fn handle(&self, table: &ProducerTable, header: &BatchHeader, append_time: i64) -> Judged {
         let Some(batch) = Sequenced::of(header) else { return Judged::Settled(Verdict::Append) };
         let now = table.time.max(append_time);
-        let head = if self.heads.is_empty() { None } else { self.heads.get(&batch.id) };
-        let Some(head) = head else {
+        let Ok(place) = self.place(batch.id) else {
             return Judged::Settled(match table.find(batch.id, now) {
-                Some(known) => known.judge(batch, |batch| known.remembered(batch)),
+                Some(known) => known.standing.judge(batch, |batch| known.remembered(batch)),
                 None => table.judge_unknown(batch, now, self.new_producers),
             });
         };
+        let head = &self.heads[place];
         let mut here = None;
-        let verdict = head.producer.judge(batch, |batch| {
+        let verdict = head.standing.judge(batch, |batch| {
             here = self.find(head.last, batch);
             here.or_else(|| {
-                let known = table.find(batch.id, now).filter(|known| known.epoch == batch.epoch)?;
+                let known = table.find(batch.id, now).filter(|known| known.standing.epoch == batch.epoch)?;
                 known.remembered(batch)
             })
         });
@@ -86,19 +86,28 @@ impl Preparation {
         };
         let number = self.batches.len();
         let mut before = None;
-        if let Some(head) = self.heads.get_mut(&batch.id) {
-            before = Some(head.last);
-            head.producer.go_on(batch);
-            head.last = number;
-        } else {
-            let now = table.time.max(remembered.append_time);
-            let known = table.find(batch.id, now);
-            self.new_producers += usize::from(known.is_none());
-            let mut producer = known.map_or_else(|| Producer::bare(batch.epoch), Producer::without_batches);
-            producer.go_on(batch);
-            self.heads.insert(batch.id, Head { producer, last: number });
+        match self.place(batch.id) {
+            Ok(place) => {
+                let head = &mut self.heads[place];
+                before = Some(head.last);
+                head.standing.go_on(batch);
+                head.last = number;
+            }
+            Err(place) => {
+                let known = table.find(batch.id, table.time.max(remembered.append_time));
+                self.new_producers += usize::from(known.is_none());
+                let unknown = Standing { epoch: batch.epoch, sequences: 0 };
+                let mut standing = known.map_or(unknown, |known| known.standing);
+                standing.go_on(batch);
+                self.heads.insert(place, Head { id: batch.id, standing, last: number });
+            }
         }
         self.batches.push(Pending { batch: remembered, epoch: batch.epoch, before });
+    }
+
+    /// Where the producer is among the heads, or belongs.
+    fn place(&self, id: ProducerId) -> Result<usize, usize> {
+        self.heads.binary_search_by_key(&id, |head| head.id)
     }
 
     fn find(&self, last: usize, batch: Sequenced) -> Option<FirstResult> {
@@ -114,25 +123,5 @@ impl Preparation {
             at = pending.before;
         }
         None
-    }
-}
-
-impl Producer {
-    const fn bare(epoch: u16) -> Self {
-        Self { epoch, sequences: 0, last_append_time: i64::MIN, batches: std::collections::VecDeque::new() }
-    }
-
-    /// Everything but the batches; allocates nothing.
-    fn without_batches(&self) -> Self {
-        Self { sequences: self.sequences, ..Self::bare(self.epoch) }
-    }
-
-    /// The batch is the next one.
-    const fn go_on(&mut self, batch: Sequenced) {
-        if batch.epoch != self.epoch {
-            self.epoch = batch.epoch;
-            self.sequences = 0;
-        }
-        self.sequences += batch.count as u64;
     }
 }

@@ -6,7 +6,7 @@ use bytes::BufMut;
 use highwater_protocol::ids::{Offset, ProducerId};
 use highwater_protocol::limits::PRODUCER_BATCHES_IN_FLIGHT_MAX;
 
-use super::{PRODUCERS_MAX, Producer, ProducerTable, Remembered, SEQUENCES, SWEEP_PRODUCERS_MIN};
+use super::{PRODUCERS_MAX, Producer, ProducerTable, Remembered, SEQUENCES, SWEEP_PRODUCERS_MIN, Standing};
 use crate::log::envelope::{self, Fields, FormatError};
 use crate::log::manifest::SealedSegment;
 
@@ -55,8 +55,8 @@ impl ProducerTable {
         out.put_u32_le(live.len() as u32);
         for (id, producer) in live {
             out.put_u64_le(id.0);
-            out.put_u16_le(producer.epoch);
-            out.put_u64_le(producer.sequences);
+            out.put_u16_le(producer.standing.epoch);
+            out.put_u64_le(producer.standing.sequences);
             out.put_i64_le(producer.last_append_time);
             out.put_u8(producer.batches.len() as u8);
             for batch in &producer.batches {
@@ -98,8 +98,7 @@ impl ProducerTable {
 
 fn decode_producer(fields: &mut Fields<'_>) -> Result<Producer, FormatError> {
     let mut producer = Producer {
-        epoch: fields.u16()?,
-        sequences: fields.u64()?,
+        standing: Standing { epoch: fields.u16()?, sequences: fields.u64()? },
         last_append_time: fields.i64()?,
         batches: VecDeque::new(),
     };
