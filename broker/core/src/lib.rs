@@ -2,6 +2,7 @@
 
 pub mod controller;
 pub mod durability;
+pub mod group;
 pub mod log;
 pub mod nearest;
 pub mod producer;
