@@ -375,6 +375,9 @@ pub(crate) struct BenchProduceArgs {
     /// One send for each record, instead of one call for each batch
     #[arg(long)]
     pub(crate) send_each: bool,
+    /// Send without identity and sequences, to see what they cost
+    #[arg(long)]
+    pub(crate) no_idempotence: bool,
 }
 
 /// `bench consume`.

@@ -31,6 +31,7 @@ pub(crate) async fn run(global: &Global, client: &Client, args: BenchProduceArgs
         .compression(compression(args.send.compression)?)
         .batch_bytes(usize::try_from(args.batch_bytes)?)
         .memory_bytes(usize::try_from(args.in_flight)?)
+        .idempotent(!args.no_idempotence)
         .build();
     let start = Instant::now();
     let sender = Sender {
@@ -51,6 +52,7 @@ pub(crate) async fn run(global: &Global, client: &Client, args: BenchProduceArgs
     more.insert("in_flight_bytes".to_owned(), json!(args.in_flight));
     more.insert("send".to_owned(), json!(if args.send_each { "each" } else { "batch" }));
     more.insert("rate".to_owned(), json!(args.rate));
+    more.insert("idempotent".to_owned(), json!(!args.no_idempotence));
     more.insert("stage".to_owned(), json!(outcome.stage.map(stage_name)));
     more.insert("unknown".to_owned(), json!(outcome.unknown));
     more.insert("failed".to_owned(), json!(outcome.failed));
