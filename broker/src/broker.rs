@@ -108,6 +108,7 @@ impl Broker {
         let node = Arc::new(node);
         upkeep::start(&node, &health, &store, &env.file_system, &config.data_dir, &background, &stop);
         let (connections, stop_listening) = (TaskTracker::new(), CancellationToken::new());
+        background.spawn(data.group_manager.run(stop.clone()));
         background.spawn(listen(Arc::clone(&node), listener, connections.clone(), stop_listening.clone()));
         let (told, up) = watch::channel(None);
         let coming = Coming {

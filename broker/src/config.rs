@@ -188,6 +188,10 @@ pub struct Settings {
     /// Partitions of a topic that does not say [default: 1]
     #[arg(long, env = "HIGHWATER_DEFAULT_PARTITIONS", value_name = "N")]
     pub default_partitions: Option<u32>,
+    /// Partitions of the internal topic that holds the state of consumer groups: over as many brokers the coordinators are
+    /// spread. Counts when the first group asks for its coordinator, and is fixed from then on [default: 16]
+    #[arg(long, env = "HIGHWATER_GROUPS_PARTITIONS", value_name = "N")]
+    pub groups_partitions: Option<u32>,
     /// Topic settings that hold where a topic does not say: the table `topic_defaults` of the file
     #[arg(skip)]
     pub topic_defaults: BTreeMap<String, String>,
@@ -201,6 +205,9 @@ pub struct Settings {
     #[serde(skip)]
     pub topic_default: Vec<Assignment>,
 }
+
+/// Partitions of the internal topic of groups at the most: each is a log and a task on its broker.
+const GROUPS_PARTITIONS_MAX: u32 = 1024;
 
 /// Every key that a configuration file may have.
 const KEYS: &[&str] = &[
@@ -231,6 +238,7 @@ const KEYS: &[&str] = &[
     "open_files_max",
     "tail_memory",
     "default_partitions",
+    "groups_partitions",
     "topic_defaults",
 ];
 
@@ -323,6 +331,7 @@ impl Settings {
             open_files_max,
             tail_memory,
             default_partitions,
+            groups_partitions,
         );
         for (name, value) in below.topic_defaults {
             self.topic_defaults.entry(name).or_insert(value);
@@ -397,6 +406,8 @@ pub struct Config {
     pub tail_memory: u64,
     /// See [`Settings::default_partitions`].
     pub default_partitions: u32,
+    /// See [`Settings::groups_partitions`].
+    pub groups_partitions: u32,
     /// See [`Settings::topic_defaults`].
     pub topic_defaults: TopicConfig,
 }
@@ -432,6 +443,7 @@ impl Default for Config {
             open_files_max: 4096,
             tail_memory: 64 << 20,
             default_partitions: 1,
+            groups_partitions: 16,
             topic_defaults: TopicConfig::default(),
         }
     }
@@ -499,6 +511,7 @@ impl Config {
             open_files_max: settings.open_files_max.unwrap_or(default.open_files_max),
             tail_memory: settings.tail_memory.map_or(default.tail_memory, |bytes| bytes.0),
             default_partitions: settings.default_partitions.unwrap_or(default.default_partitions),
+            groups_partitions: settings.groups_partitions.unwrap_or(default.groups_partitions),
             topic_defaults: TopicConfig::with_overrides(&default.topic_defaults, &topic_defaults, u32::MAX)?,
         };
         config.check()?;
@@ -548,6 +561,9 @@ impl Config {
         }
         if self.default_partitions == 0 || self.default_partitions > PARTITIONS_MAX {
             return value("default_partitions", &format!("must be from 1 to {PARTITIONS_MAX}"));
+        }
+        if self.groups_partitions == 0 || self.groups_partitions > GROUPS_PARTITIONS_MAX {
+            return value("groups_partitions", &format!("must be from 1 to {GROUPS_PARTITIONS_MAX}"));
         }
         Ok(())
     }

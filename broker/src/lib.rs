@@ -5,6 +5,7 @@ mod broker;
 pub mod config;
 mod controller;
 pub mod env;
+mod group;
 mod io_thread;
 pub mod observe;
 mod partition;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use highwater_broker_core::controller::image::Defaults;
+use highwater_broker_core::group::config::GroupConfig;
 use highwater_broker_core::quota::Budget;
 use highwater_protocol::ids::DirectoryId;
 use tokio::sync::watch;
@@ -17,6 +18,8 @@ use crate::config::Config;
 use crate::controller::service::ControllerHandle;
 use crate::controller::{BootReport, ListedVoter, Setup};
 use crate::env::Env;
+use crate::group::manager::Manager as GroupManager;
+use crate::group::{self, Groups};
 use crate::io_thread;
 use crate::observe::health::Health;
 use crate::observe::metrics::Metrics;
@@ -192,6 +195,8 @@ pub(crate) struct Data {
     pub(crate) services: Arc<Services>,
     pub(crate) partitions: Arc<Partitions>,
     pub(crate) manager: Manager,
+    pub(crate) groups: Arc<Groups>,
+    pub(crate) group_manager: GroupManager,
 }
 
 /// Makes what serves the data; nothing of it runs yet.
@@ -215,7 +220,16 @@ pub(crate) fn data(
     let partitions = Arc::new(Partitions::default());
     metrics.register_collector(TopicMetrics::new(Arc::clone(&partitions)));
     let manager = Manager::new(Arc::clone(&services), Arc::clone(&partitions));
-    Data { services, partitions, manager }
+    let parts = group::manager::Parts {
+        controller: controller.clone(),
+        partitions: Arc::clone(&partitions),
+        links: services.links.clone(),
+        config: GroupConfig::default(),
+        metrics: Arc::clone(metrics),
+        partition_count: config.groups_partitions,
+    };
+    let (groups, group_manager) = group::manager::groups(parts, env);
+    Data { services, partitions, manager, groups, group_manager }
 }
 
 /// What connections share.
@@ -240,6 +254,7 @@ pub(crate) fn node(
         random: Arc::clone(&env.random),
         controller,
         partitions: Arc::clone(&data.partitions),
+        groups: Arc::clone(&data.groups),
         metrics,
         budget,
     })

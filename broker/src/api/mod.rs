@@ -1,9 +1,11 @@
 //! What clients may ask for. Each handler decodes, authorises, calls a handle and encodes; decisions are made elsewhere.
 
 pub(crate) mod cluster;
+pub(crate) mod groups;
 pub(crate) mod init_producer;
 pub(crate) mod list_offsets;
 pub(crate) mod metadata;
+pub(crate) mod offsets;
 pub(crate) mod produce;
 pub(crate) mod raft;
 pub(crate) mod read;

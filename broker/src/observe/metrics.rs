@@ -86,6 +86,22 @@ pub struct Metrics {
     pub corrupt_ranges: Gauge,
     /// Corrupt ranges that were fetched again from another replica.
     pub refilled_ranges: Counter,
+    /// Shards of groups that this broker coordinates.
+    pub group_shards: Gauge,
+    /// Records about groups that were written.
+    pub group_records: Counter,
+    /// Members that have joined a group.
+    pub group_joins: Counter,
+    /// Members that have left.
+    pub group_leaves: Counter,
+    /// Members that were removed because they were silent, or held partitions up.
+    pub group_fenced: Counter,
+    /// Assignments that were made.
+    pub group_assignments: Counter,
+    /// Partitions that went from one member to another by that.
+    pub group_partitions_moved: Counter,
+    /// From the election of a coordinator until it answers: reading the state of its groups.
+    pub group_load_seconds: Histogram,
     /// 1 while free disk space is below the reserve.
     pub read_only: Gauge,
     /// Bytes free on the data directory's file system.
@@ -131,6 +147,15 @@ impl Metrics {
             partitions_suspect: Gauge::default(),
             corrupt_ranges: Gauge::default(),
             refilled_ranges: Counter::default(),
+            group_shards: Gauge::default(),
+            group_records: Counter::default(),
+            group_joins: Counter::default(),
+            group_leaves: Counter::default(),
+            group_fenced: Counter::default(),
+            group_assignments: Counter::default(),
+            group_partitions_moved: Counter::default(),
+            // 1 ms to 32 s.
+            group_load_seconds: Histogram::new(exponential_buckets(1e-3, 2.0, 16)),
             read_only: Gauge::default(),
             disk_available_bytes: Gauge::default(),
         };
@@ -172,6 +197,24 @@ impl Metrics {
         registry.register("reads_cold", "reads that went to an I/O thread", self.reads_cold.clone());
         drop(registry);
         self.register_partitions();
+        self.register_groups();
+    }
+
+    fn register_groups(&self) {
+        let mut registry = self.registry.lock();
+        let text = "shards of groups that this broker coordinates";
+        registry.register("group_shards", text, self.group_shards.clone());
+        registry.register("group_records", "records about groups written", self.group_records.clone());
+        registry.register("group_joins", "members that have joined a group", self.group_joins.clone());
+        registry.register("group_leaves", "members that have left a group", self.group_leaves.clone());
+        let text = "members removed because they were silent or held partitions up";
+        registry.register("group_fenced", text, self.group_fenced.clone());
+        let text = "assignments of partitions to members";
+        registry.register("group_assignments", text, self.group_assignments.clone());
+        let text = "partitions that assignments took from one member and gave to another";
+        registry.register("group_partitions_moved", text, self.group_partitions_moved.clone());
+        let text = "from the election of a coordinator until it answers";
+        registry.register_with_unit("group_load", text, Unit::Seconds, self.group_load_seconds.clone());
     }
 
     fn register_partitions(&self) {

@@ -8,7 +8,7 @@ use highwater_broker_core::replica::{Health, Input, Role, Stamper};
 use highwater_broker_core::time::Mono;
 use highwater_protocol::batch::{BatchHeader, HEADER_LENGTH};
 use highwater_protocol::error_code::ErrorCode;
-use highwater_protocol::ids::{Offset, ProducerId};
+use highwater_protocol::ids::{LeaderEpoch, Offset, ProducerId};
 use highwater_protocol::messages::{Acks, ProduceResult, Stage};
 use tracing::{error, warn};
 
@@ -115,7 +115,7 @@ impl Worker {
                 ..ProduceResult::default()
             });
         }
-        if let Err(refusal) = self.may_append() {
+        if let Err(refusal) = self.may_append(produce.epoch) {
             return produce.ticket.refuse(refusal.code, refusal.message);
         }
         let append_time = write.stamper.append_time();
@@ -156,7 +156,11 @@ impl Worker {
         write.writing.push(Writing { acks: produce.acks, lane, waiter });
     }
 
-    fn may_append(&self) -> Result<(), ApiError> {
+    fn may_append(&self, epoch: Option<LeaderEpoch>) -> Result<(), ApiError> {
+        if epoch.is_some_and(|epoch| epoch != self.replica.epoch()) {
+            // It was decided from what the log had then; others may have appended since.
+            return Err(not_leader(self.shared.partition, self.replica.leader()));
+        }
         if self.replica.role() != Role::Leader && self.replica.health() == Health::Online {
             return Err(not_leader(self.shared.partition, self.replica.leader()));
         }

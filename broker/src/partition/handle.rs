@@ -11,13 +11,13 @@ use highwater_broker_core::time::{Mono, Wall};
 use highwater_protocol::batch::BatchHeader;
 use highwater_protocol::error_code::ErrorCode;
 use highwater_protocol::ids::{LeaderEpoch, Offset, SubscriptionId, TopicPartition};
-use highwater_protocol::messages::{Acks, Ended, Isolation};
-use tokio::sync::oneshot;
+use highwater_protocol::messages::{Acks, Ended, Isolation, ProduceResult};
+use tokio::sync::{oneshot, watch};
 
 use super::mailbox::{Assigned, Checksum, Command, LogStart, Produce, RawRead, Shared};
 use super::sessions::Subscribe;
 use super::status::Status;
-use super::ticket::Ticket;
+use super::ticket::{Ticket, own_ticket};
 use crate::api::ApiError;
 use crate::server::outbox::{Outbox, SubscriptionEvent};
 use crate::storage::check_plan::ScrubOutcome;
@@ -212,7 +212,38 @@ impl PartitionHandle {
             Err(error) => return ticket.refuse(error.code(), error.to_string()),
         };
         let lane = Arc::clone(lane);
-        self.shared.push_batch(Produce { batch, header, number, lane, acks, deadline, ticket });
+        self.shared.push_batch(Produce { batch, header, number, lane, acks, epoch: None, deadline, ticket });
+    }
+
+    /// Leaves a batch of the broker's own, which is appended only while this broker leads at `epoch`, and only if everything
+    /// that came through `lane` before was. The answer says that it is committed, or why that is not known.
+    pub(crate) fn append_own(
+        &self,
+        batch: Bytes,
+        (lane, number): (&Arc<Lane>, u64),
+        epoch: LeaderEpoch,
+        deadline: Mono,
+    ) -> oneshot::Receiver<ProduceResult> {
+        let (ticket, answer) = own_ticket();
+        match BatchHeader::decode_produced(&batch, self.shared.partition) {
+            Ok(header) => self.shared.push_batch(Produce {
+                batch,
+                header,
+                number,
+                lane: Arc::clone(lane),
+                acks: Acks::All,
+                epoch: Some(epoch),
+                deadline,
+                ticket,
+            }),
+            Err(error) => ticket.refuse(error.code(), error.to_string()),
+        }
+        answer
+    }
+
+    /// The epoch at which this broker leads it, if it does, as that changes; `None` unless its topic is the brokers' own.
+    pub(crate) fn leading(&self) -> Option<watch::Receiver<Option<LeaderEpoch>>> {
+        self.shared.leading()
     }
 
     /// Leaves a request to subscribe. The answer comes as an event of the connection's outbox.

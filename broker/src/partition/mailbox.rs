@@ -12,11 +12,11 @@ use highwater_broker_core::replica::Assignment;
 use highwater_broker_core::time::{Mono, Wall};
 use highwater_protocol::batch::BatchHeader;
 use highwater_protocol::error_code::ErrorCode;
-use highwater_protocol::ids::{BrokerEpoch, Offset, SubscriptionId, TopicPartition};
+use highwater_protocol::ids::{BrokerEpoch, LeaderEpoch, Offset, SubscriptionId, TopicPartition};
 use highwater_protocol::messages::Acks;
 use highwater_protocol::topic_name::is_internal_topic;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, oneshot, watch};
 
 use super::handle::{Ask, Closed, Lane, Offer};
 use super::sessions::Subscribe;
@@ -45,6 +45,8 @@ pub(super) struct Shared {
     pub(super) flushed: Mutex<Option<FlushOutcome>>,
     pub(super) status: Mutex<Status>,
     pub(super) notify: Notify,
+    /// For the broker's own topics: whether it leads, for whoever acts on it.
+    leading: Option<watch::Sender<Option<LeaderEpoch>>>,
     inbox: Mutex<Inbox>,
     batch_bytes_max: AtomicU32,
 }
@@ -176,6 +178,8 @@ pub(super) struct Produce {
     pub(super) number: u64,
     pub(super) lane: Arc<Lane>,
     pub(super) acks: Acks,
+    /// If set, only while this is the epoch that this broker leads.
+    pub(super) epoch: Option<LeaderEpoch>,
     pub(super) deadline: Mono,
     pub(super) ticket: Ticket,
 }
@@ -187,9 +191,11 @@ impl Shared {
         batch_bytes_max: u32,
         status: Status,
     ) -> Self {
+        let is_internal = is_internal_topic(&topic);
         Self {
             partition,
-            is_internal: is_internal_topic(&topic),
+            is_internal,
+            leading: is_internal.then(|| watch::channel(None).0),
             topic,
             inbox: Mutex::default(),
             flushed: Mutex::new(None),
@@ -209,6 +215,19 @@ impl Shared {
     /// Takes nothing any more.
     pub(super) fn close(&self, why: Closed) {
         self.inbox.lock().closed = Some(why);
+        self.set_leading(None);
+    }
+
+    /// Tells whoever acts on it at which epoch this broker leads, if it does. After the end it does not.
+    pub(super) fn set_leading(&self, epoch: Option<LeaderEpoch>) {
+        let Some(sender) = &self.leading else { return };
+        let epoch = epoch.filter(|_| self.closed().is_none());
+        sender.send_if_modified(|last| std::mem::replace(last, epoch) != epoch);
+    }
+
+    /// The epoch at which this broker leads, as it changes; `None` unless the topic is the brokers' own.
+    pub(super) fn leading(&self) -> Option<watch::Receiver<Option<LeaderEpoch>>> {
+        self.leading.as_ref().map(watch::Sender::subscribe)
     }
 
     /// Why nothing is taken any more, if so.
@@ -229,6 +248,7 @@ impl Shared {
         status.state = "offline";
         status.is_ready = false;
         drop(status);
+        self.set_leading(None);
         contents.refuse(&Closed::Failed.error(self.partition));
         true
     }

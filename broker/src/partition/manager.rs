@@ -162,6 +162,11 @@ impl Partitions {
         self.slots.read().values().filter_map(open).collect()
     }
 
+    /// Counts what is opened, closed or elsewhere.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
     fn is_known(&self, partition: TopicPartition) -> bool {
         self.slots.read().contains_key(&partition)
     }

@@ -1,4 +1,4 @@
-//! The answer to a produce request, put together from the answers of its batches.
+//! The answer to a produce request, put together from the answers of its batches; and that to a batch of the broker's own.
 
 use std::sync::Arc;
 
@@ -6,6 +6,7 @@ use highwater_protocol::error_code::ErrorCode;
 use highwater_protocol::ids::CorrelationId;
 use highwater_protocol::messages::{ProduceReply, ProduceRequest, ProduceResult};
 use parking_lot::Mutex;
+use tokio::sync::oneshot;
 
 use crate::server::outbox::Outbox;
 
@@ -29,9 +30,17 @@ struct Results {
 /// never waits in vain.
 #[derive(Debug)]
 pub(crate) struct Ticket {
-    pending: Arc<Pending>,
-    index: usize,
+    to: To,
     answered: bool,
+}
+
+/// Who is answered.
+#[derive(Debug)]
+enum To {
+    /// A connection, together with the other batches of its request.
+    Request { pending: Arc<Pending>, index: usize },
+    /// A task of this broker.
+    Task(Option<oneshot::Sender<ProduceResult>>),
 }
 
 /// One ticket for each of `count` batches of a request with `bytes` of batches in all. `count` is above 0.
@@ -43,7 +52,14 @@ pub(crate) fn tickets(
 ) -> impl Iterator<Item = Ticket> + use<> {
     let results = Mutex::new(Results { results: vec![ProduceResult::default(); count], unanswered: count });
     let pending = Arc::new(Pending { outbox: Arc::clone(outbox), correlation_id, bytes, results });
-    (0..count).map(move |index| Ticket { pending: Arc::clone(&pending), index, answered: false })
+    let to = move |index| To::Request { pending: Arc::clone(&pending), index };
+    (0..count).map(move |index| Ticket { to: to(index), answered: false })
+}
+
+/// A ticket for a batch of this broker's own, and where it is answered.
+pub(crate) fn own_ticket() -> (Ticket, oneshot::Receiver<ProduceResult>) {
+    let (sender, receiver) = oneshot::channel();
+    (Ticket { to: To::Task(Some(sender)), answered: false }, receiver)
 }
 
 impl Ticket {
@@ -63,17 +79,25 @@ impl Ticket {
 
     fn put(&mut self, result: ProduceResult) {
         self.answered = true;
-        let mut results = self.pending.results.lock();
-        results.results[self.index] = result;
+        match &mut self.to {
+            To::Request { pending, index } => pending.put(*index, result),
+            To::Task(sender) => {
+                // Whoever does not wait any more does not need to know.
+                let _gone = sender.take().map(|sender| sender.send(result));
+            }
+        }
+    }
+}
+
+impl Pending {
+    fn put(&self, index: usize, result: ProduceResult) {
+        let mut results = self.results.lock();
+        results.results[index] = result;
         results.unanswered -= 1;
         if results.unanswered == 0 {
             let reply = ProduceReply { results: std::mem::take(&mut results.results) };
             drop(results);
-            self.pending.outbox.reply_released::<ProduceRequest>(
-                self.pending.correlation_id,
-                &reply,
-                self.pending.bytes,
-            );
+            self.outbox.reply_released::<ProduceRequest>(self.correlation_id, &reply, self.bytes);
         }
     }
 }

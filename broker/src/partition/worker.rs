@@ -471,6 +471,10 @@ impl Worker {
     /// Tells the handles where the partition is: before anybody is answered, so that whoever acts on an answer finds what
     /// it was about.
     fn publish_ends(&self) {
+        if self.shared.is_internal {
+            let leads = self.replica.role() == Role::Leader;
+            self.shared.set_leading(leads.then(|| self.replica.epoch()));
+        }
         let ends = self.replica.ends();
         let mut status = self.shared.status.lock();
         status.is_leader = self.replica.role() == Role::Leader;

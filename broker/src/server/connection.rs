@@ -55,7 +55,7 @@ where
     let outbox = Arc::new(Outbox::new(node.next_connection_id()));
     let now = node.clock.mono();
     let mut connection = Connection {
-        session: Session::new(Arc::clone(&node), Arc::clone(&outbox)),
+        session: Session::new(Arc::clone(&node), Arc::clone(&outbox), &peer),
         input: BytesMut::new(),
         more: false,
         read_bytes: READ_BYTES_MIN,

@@ -12,9 +12,10 @@ use highwater_protocol::frame::{FLAG_ONE_WAY, FLAG_REPLY, Frame};
 use highwater_protocol::ids::{BrokerEpoch, ClusterId, CorrelationId, SubscriptionId};
 use highwater_protocol::limits::{AUTHENTICATION_ROUNDS_MAX, FRAME_BYTES_MAX, NAME_BYTES_MAX};
 use highwater_protocol::messages::{
-    AlterClusterRequest, AlterTopicRequest, AuthenticateRequest, BootstrapRequest, CreateTopicRequest,
-    Credit, DeleteTopicRequest, DescribeClusterRequest, DescribeTopicsRequest, HandshakeReply,
-    HandshakeRequest, HeartbeatRequest, InitProducerRequest, ListOffsetsRequest, MetadataRequest, PingReply,
+    AlterClusterRequest, AlterGroupOffsetsRequest, AlterTopicRequest, AuthenticateRequest, BootstrapRequest,
+    CreateTopicRequest, Credit, DeleteGroupsRequest, DeleteTopicRequest, DescribeClusterRequest,
+    DescribeGroupsRequest, DescribeTopicsRequest, FindCoordinatorRequest, HandshakeReply, HandshakeRequest,
+    HeartbeatRequest, InitProducerRequest, ListGroupsRequest, ListOffsetsRequest, MetadataRequest, PingReply,
     PingRequest, ProduceRequest, ProposeRequest, RaftRequest, ReadRequest, RegisterBrokerRequest, ReplicaAck,
     ReplicaChecksumRequest, ReplicaReadRequest, ReplicaResetRequest, SubscribeRequest, UnsubscribeReply,
     UnsubscribeRequest,
@@ -37,6 +38,8 @@ pub(crate) type Fault = ApiError;
 pub(crate) struct Session {
     node: Arc<Node>,
     outbox: Arc<Outbox>,
+    /// Where the peer is, for people.
+    peer: Arc<str>,
     stage: Stage,
     lanes: Lanes,
     pub(crate) feeds: Feeds,
@@ -56,12 +59,13 @@ enum Stage {
 }
 
 impl Session {
-    pub(crate) fn new(node: Arc<Node>, outbox: Arc<Outbox>) -> Self {
+    pub(crate) fn new(node: Arc<Node>, outbox: Arc<Outbox>, peer: &str) -> Self {
         let window = node.budget.lock().open();
         Self {
             feeds: Feeds::new(Arc::clone(&node), Arc::clone(&outbox)),
             node,
             outbox,
+            peer: Arc::from(peer),
             stage: Stage::Handshake,
             lanes: Lanes::default(),
             watch: MetadataWatch::default(),
@@ -174,6 +178,14 @@ impl Session {
                 api::registration::bootstrap(&self.node, &principal)
                     .map(|reply| self.outbox.reply::<BootstrapRequest>(correlation_id, &reply))
             }
+            ApiKey::GROUP_HEARTBEAT | ApiKey::COMMIT_OFFSETS | ApiKey::FETCH_OFFSETS => {
+                self.leave_with_coordinator(&principal, frame)?
+            }
+            ApiKey::FIND_COORDINATOR
+            | ApiKey::LIST_GROUPS
+            | ApiKey::DESCRIBE_GROUPS
+            | ApiKey::ALTER_GROUP_OFFSETS
+            | ApiKey::DELETE_GROUPS => self.serve_groups(principal, frame)?,
             ApiKey::RAFT | ApiKey::REGISTER_BROKER | ApiKey::HEARTBEAT | ApiKey::PROPOSE => {
                 self.serve_broker(principal, frame)?
             }
@@ -237,6 +249,50 @@ impl Session {
             }),
             _ => self.later::<ProposeRequest, _>(frame, |node, request| async move {
                 api::registration::propose(&node, &principal, request).await
+            }),
+        }
+    }
+
+    /// Leaves a request of a consumer with the coordinator of its group, which answers.
+    fn leave_with_coordinator(
+        &self,
+        principal: &Principal,
+        frame: &Frame,
+    ) -> Result<Result<(), ApiError>, Fault> {
+        let (node, outbox, id) = (&self.node, &self.outbox, frame.header.correlation_id);
+        let bytes = frame.body.len();
+        Ok(match frame.header.api {
+            ApiKey::GROUP_HEARTBEAT => {
+                let from = (&self.peer, bytes);
+                api::groups::heartbeat(node, principal, outbox, id, decode(frame)?, from)
+            }
+            ApiKey::COMMIT_OFFSETS => {
+                api::offsets::commit(node, principal, outbox, id, decode(frame)?, bytes)
+            }
+            _ => api::offsets::fetch(node, principal, outbox, id, decode(frame)?, bytes),
+        })
+    }
+
+    /// Serves a request about groups that takes time.
+    fn serve_groups(&self, principal: Arc<Principal>, frame: &Frame) -> Result<Result<(), ApiError>, Fault> {
+        match frame.header.api {
+            ApiKey::FIND_COORDINATOR => self
+                .later::<FindCoordinatorRequest, _>(frame, |node, request| async move {
+                    api::groups::find_coordinator(&node, &principal, request).await
+                }),
+            ApiKey::LIST_GROUPS => self.later::<ListGroupsRequest, _>(frame, |node, request| async move {
+                api::groups::list(&node, &principal, request).await
+            }),
+            ApiKey::DESCRIBE_GROUPS => self
+                .later::<DescribeGroupsRequest, _>(frame, |node, request| async move {
+                    api::groups::describe(&node, &principal, request).await
+                }),
+            ApiKey::ALTER_GROUP_OFFSETS => self
+                .later::<AlterGroupOffsetsRequest, _>(frame, |node, request| async move {
+                    api::offsets::alter(&node, &principal, request).await
+                }),
+            _ => self.later::<DeleteGroupsRequest, _>(frame, |node, request| async move {
+                api::groups::delete(&node, &principal, request).await
             }),
         }
     }

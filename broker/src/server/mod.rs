@@ -26,6 +26,7 @@ use tokio_util::task::TaskTracker;
 use crate::controller::producer_ids::ProducerIds;
 use crate::controller::service::ControllerHandle;
 use crate::env::{Clock, Random};
+use crate::group::Groups;
 use crate::observe::metrics::Metrics;
 use crate::partition::manager::Partitions;
 
@@ -48,6 +49,7 @@ pub(crate) struct Node {
     pub(crate) random: Arc<dyn Random>,
     pub(crate) controller: ControllerHandle,
     pub(crate) partitions: Arc<Partitions>,
+    pub(crate) groups: Arc<Groups>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) requests: RequestCounters,
     pub(crate) budget: Mutex<Budget>,
@@ -73,6 +75,7 @@ pub(crate) struct NodeParts {
     pub(crate) random: Arc<dyn Random>,
     pub(crate) controller: ControllerHandle,
     pub(crate) partitions: Arc<Partitions>,
+    pub(crate) groups: Arc<Groups>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) budget: Budget,
 }
@@ -92,6 +95,7 @@ impl Node {
             random: parts.random,
             controller: parts.controller,
             partitions: parts.partitions,
+            groups: parts.groups,
             requests: RequestCounters::new(&parts.metrics),
             metrics: parts.metrics,
             budget: Mutex::new(parts.budget),

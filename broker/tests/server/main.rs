@@ -4,6 +4,7 @@
 mod cluster;
 mod connection;
 mod flow;
+mod groups;
 mod produce;
 mod subscribe;
 mod support;
