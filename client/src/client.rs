@@ -8,6 +8,8 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use highwater_protocol::api::{ApiKey, Request};
 use highwater_protocol::error_code::Duty;
+use highwater_protocol::ids::TopicId;
+use highwater_protocol::messages::MetadataRequest;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -16,6 +18,7 @@ use crate::admin::{Admin, TopicMetadata};
 use crate::builder::ClientBuilder;
 use crate::consumer::ConsumerBuilder;
 use crate::error::{Error, ErrorKind};
+use crate::group::GroupConsumerBuilder;
 use crate::metadata::{MetadataCache, request_for};
 use crate::producer::ProducerBuilder;
 use crate::retry::{Backoff, Random, RetryBudget, RetryPolicy};
@@ -131,6 +134,11 @@ impl Client {
     /// Starts a consumer of a topic.
     pub fn consumer(&self, topic: impl Into<String>) -> ConsumerBuilder {
         ConsumerBuilder::new(self.clone(), topic.into())
+    }
+
+    /// Starts a consumer that shares topics with the other members of a group.
+    pub fn group_consumer(&self, group: impl Into<String>) -> GroupConsumerBuilder {
+        GroupConsumerBuilder::new(self.clone(), group.into())
     }
 
     /// How the brokers tried so far stand: one that does not answer is left alone for a while, so that it costs no
@@ -283,7 +291,8 @@ impl Client {
         repeat: Repeat,
         deadline: Instant,
     ) -> Result<(R::Response, Bytes), Error> {
-        let patience = if R::API == ApiKey::METADATA { METADATA_ATTEMPT } else { ATTEMPT };
+        let quick = matches!(R::API, ApiKey::METADATA | ApiKey::FIND_COORDINATOR);
+        let patience = if quick { METADATA_ATTEMPT } else { ATTEMPT };
         let attempt = match repeat {
             Repeat::Freely => deadline.min(Instant::now() + patience),
             Repeat::WhenRefused => deadline,
@@ -340,6 +349,21 @@ impl Client {
             Some(topic) => Ok(topic),
             None => self.refresh_topic(name, deadline).await,
         }
+    }
+
+    /// The name of the topic with this id; `None` when there is none.
+    pub(crate) async fn topic_name(
+        &self,
+        topic_id: TopicId,
+        deadline: Instant,
+    ) -> Result<Option<String>, Error> {
+        if let Some(name) = self.shared.metadata.name_of(topic_id) {
+            return Ok(Some(name));
+        }
+        let request = MetadataRequest { topic_ids: vec![topic_id.into()], ..MetadataRequest::default() };
+        let reply = self.ask_any(&request, Repeat::Freely, deadline).await?;
+        self.shared.metadata.update(reply);
+        Ok(self.shared.metadata.name_of(topic_id))
     }
 
     /// A topic as a broker sees it now. That there is none is believed once as many answers say so as there are brokers:

@@ -21,6 +21,7 @@ struct Inner {
     kind: ErrorKind,
     message: String,
     code: Option<ErrorCode>,
+    group: Option<String>,
     topic: Option<String>,
     partition: Option<PartitionId>,
     address: Option<String>,
@@ -74,6 +75,13 @@ pub enum ErrorKind {
     Storage,
     /// Another one writes under the identity of this producer: the batch was not appended. A defect, or a copied process.
     Fenced,
+    /// There is no such group: it has no members and no positions.
+    UnknownGroup,
+    /// The group has members, or one of them owns the partition.
+    GroupNotEmpty,
+    /// The consumer is not, or no longer, a member of the group, or the partition is not its own: another member may have
+    /// it. Nothing was committed.
+    NotMember,
     /// The request does not fit the present state of the cluster.
     Conflict,
     /// The client, producer or consumer was closed.
@@ -108,6 +116,9 @@ impl ErrorKind {
             Self::DiskFull => "disk_full",
             Self::Storage => "storage",
             Self::Fenced => "fenced",
+            Self::UnknownGroup => "unknown_group",
+            Self::GroupNotEmpty => "group_not_empty",
+            Self::NotMember => "not_member",
             Self::Conflict => "conflict",
             Self::Closed => "closed",
             Self::Protocol => "protocol",
@@ -129,6 +140,7 @@ impl Error {
                 kind,
                 message: message.into(),
                 code: None,
+                group: None,
                 topic: None,
                 partition: None,
                 address: None,
@@ -142,6 +154,10 @@ impl Error {
     /// The error that a broker answered with.
     pub(crate) fn from_code(code: ErrorCode, message: impl Into<String>) -> Self {
         Self::new(kind_of(code), message).change(|inner| inner.code = Some(code))
+    }
+
+    pub(crate) fn with_group(self, group: &str) -> Self {
+        self.change(|inner| inner.group = Some(group.to_owned()))
     }
 
     pub(crate) fn with_topic(self, topic: &str) -> Self {
@@ -213,6 +229,12 @@ impl Error {
         self.inner.code
     }
 
+    /// The consumer group concerned.
+    #[must_use]
+    pub fn group(&self) -> Option<&str> {
+        self.inner.group.as_deref()
+    }
+
     /// The topic concerned.
     #[must_use]
     pub fn topic(&self) -> Option<&str> {
@@ -252,6 +274,8 @@ impl Error {
             ErrorKind::UnknownPartition => "describe the topic to see how many partitions it has",
             ErrorKind::OutOfRange => "seek to an offset that is there",
             ErrorKind::CorruptRange => "seek past the range to go on without these records",
+            ErrorKind::UnknownGroup => "list the groups to see which there are",
+            ErrorKind::GroupNotEmpty => "stop its members first",
             ErrorKind::DiskFull => "free space on the broker's disk, or lower the retention",
             ErrorKind::Busy | ErrorKind::NotReady => "try again later",
             _ => "",
@@ -270,7 +294,8 @@ fn kind_of(code: ErrorCode) -> ErrorKind {
         | ErrorCode::InvalidTopicName
         | ErrorCode::InvalidConfig
         | ErrorCode::InvalidPartitions
-        | ErrorCode::InvalidReplication => ErrorKind::InvalidArgument,
+        | ErrorCode::InvalidReplication
+        | ErrorCode::InvalidGroup => ErrorKind::InvalidArgument,
         ErrorCode::WrongCluster => ErrorKind::WrongCluster,
         ErrorCode::UnknownTopic => ErrorKind::UnknownTopic,
         ErrorCode::TopicExists => ErrorKind::TopicExists,
@@ -286,9 +311,21 @@ fn kind_of(code: ErrorCode) -> ErrorKind {
         | ErrorCode::NoController
         | ErrorCode::NotController
         | ErrorCode::StaleVersion
-        | ErrorCode::IneligibleReplica => ErrorKind::NotReady,
+        | ErrorCode::IneligibleReplica
+        | ErrorCode::NoCoordinator
+        | ErrorCode::NotCoordinator
+        | ErrorCode::CoordinatorLoading => ErrorKind::NotReady,
         ErrorCode::ProducerFenced | ErrorCode::SequenceGap | ErrorCode::UnknownProducer => ErrorKind::Fenced,
-        ErrorCode::Conflict | ErrorCode::BrokerConflict | ErrorCode::StaleBrokerEpoch => ErrorKind::Conflict,
+        ErrorCode::UnknownMember | ErrorCode::FencedGeneration | ErrorCode::NotAssigned => {
+            ErrorKind::NotMember
+        }
+        ErrorCode::UnknownGroup => ErrorKind::UnknownGroup,
+        ErrorCode::GroupNotEmpty => ErrorKind::GroupNotEmpty,
+        ErrorCode::Conflict
+        | ErrorCode::BrokerConflict
+        | ErrorCode::StaleBrokerEpoch
+        | ErrorCode::InstanceInUse
+        | ErrorCode::GroupFull => ErrorKind::Conflict,
         ErrorCode::OffsetOutOfRange => ErrorKind::OutOfRange,
         ErrorCode::CorruptRange => ErrorKind::CorruptRange,
         ErrorCode::CorruptBatch => ErrorKind::CorruptBatch,
@@ -319,6 +356,11 @@ impl From<RecordsError> for Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let inner = &*self.inner;
+        match (&inner.group, &inner.topic) {
+            (Some(group), Some(_)) => write!(f, "group {group}, ")?,
+            (Some(group), None) => write!(f, "group {group}: ")?,
+            (None, _) => {}
+        }
         match (&inner.topic, inner.partition) {
             (Some(topic), Some(partition)) => write!(f, "topic {topic}, partition {partition}: ")?,
             (Some(topic), None) => write!(f, "topic {topic}: ")?,
@@ -372,6 +414,16 @@ mod tests {
              10.0.0.7:9470]; free space on the broker's disk, or lower the retention"
         );
         assert!(error.is_retriable());
+    }
+
+    #[test]
+    fn the_text_names_the_group() {
+        let error =
+            Error::from_code(ErrorCode::NotAssigned, "it belongs to another member").with_group("billing");
+        assert_eq!(error.to_string(), "group billing: it belongs to another member (not_assigned)");
+        let error = error.with_partition("orders", PartitionId(3));
+        let text = "group billing, topic orders, partition 3: it belongs to another member (not_assigned)";
+        assert_eq!((error.to_string().as_str(), error.group()), (text, Some("billing")));
     }
 
     #[test]

@@ -29,6 +29,7 @@ mod builder;
 mod client;
 mod consumer;
 mod error;
+mod group;
 mod metadata;
 mod producer;
 mod record;
@@ -46,6 +47,10 @@ pub use builder::ClientBuilder;
 pub use client::Client;
 pub use consumer::{Consumer, ConsumerBuilder, StartAt};
 pub use error::{Error, ErrorKind};
+pub use group::{
+    AssignedPartition, Commit, GroupBatch, GroupConsumer, GroupConsumerBuilder, GroupEvent, GroupOffset,
+    GroupPartition, GroupRecord, LossCause,
+};
 pub use producer::{BatchDelivery, BatchReceipt, Delivery, Producer, ProducerBuilder, RunReceipt};
 pub use record::{ConsumedBatch, ConsumedIter, ConsumedRecord, ProducerRecord, Receipt};
 pub use wire::BrokerBreaker;

@@ -48,6 +48,13 @@ impl MetadataCache {
         state.topics.get(name).filter(|known| !known.stale).map(|known| Arc::clone(&known.topic))
     }
 
+    /// The name of the topic with this id, if it is known.
+    pub(crate) fn name_of(&self, topic_id: TopicId) -> Option<String> {
+        let state = self.state.read();
+        let known = state.topics.values().find(|known| known.topic.topic_id == topic_id);
+        known.map(|known| known.topic.name.clone())
+    }
+
     /// Notes that a topic is gone, or what is known was wrong.
     pub(crate) fn forget(&self, name: &str) {
         if let Some(known) = self.state.write().topics.get_mut(name) {

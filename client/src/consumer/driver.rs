@@ -1,6 +1,7 @@
 //! The task that keeps a consumer subscribed.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,8 @@ use highwater_protocol::messages::{
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
-use super::feed::{End, LinkId, PartIndex, Subscribing};
+use super::StartAt;
+use super::feed::{End, LinkId, Lookup, PartIndex, Scope, Subscribing, Topic};
 use super::shared::{Inbox, Shared, now};
 use super::turn::Turn;
 use crate::admin::TopicMetadata;
@@ -21,10 +23,16 @@ use crate::wire::Connection;
 /// What the driver's helpers found.
 enum Event {
     Connected(Arc<str>, Result<(LinkId, Connection), Error>),
-    Found(PartIndex, u64, Result<Offset, Error>),
+    Found(PartIndex, u64, Result<Found, Error>),
     Subscribed(u64, Result<SubscribeReply, Error>),
-    Topic(Result<Arc<TopicMetadata>, Error>),
+    Refreshed(Arc<str>, Result<Arc<TopicMetadata>, Error>),
     Nothing,
+}
+
+/// What was looked up.
+enum Found {
+    Position(Offset),
+    Range(Range<Offset>),
 }
 
 /// The driver's own state.
@@ -34,11 +42,10 @@ pub(super) struct Driver {
     /// Connections by address, and partitions that wait for one being made.
     links: HashMap<Arc<str>, LinkId>,
     connecting: HashMap<Arc<str>, Vec<PartIndex>>,
-    /// Partitions that wait for metadata.
-    without_leader: HashSet<PartIndex>,
-    refreshing: bool,
+    /// Partitions that wait for metadata, by topic; it is being asked for.
+    without_leader: BTreeMap<Arc<str>, BTreeSet<PartIndex>>,
     /// By partition: the latest leader epoch that was turned to.
-    led_in: Vec<LeaderEpoch>,
+    led_in: BTreeMap<PartIndex, LeaderEpoch>,
     /// By link: ends when the last subscribe or unsubscribe request is on its way.
     sent: HashMap<LinkId, Option<oneshot::Receiver<()>>>,
     next_link: u64,
@@ -51,9 +58,8 @@ impl Driver {
             tasks: JoinSet::new(),
             links: HashMap::new(),
             connecting: HashMap::new(),
-            without_leader: HashSet::new(),
-            refreshing: false,
-            led_in: Vec::new(),
+            without_leader: BTreeMap::new(),
+            led_in: BTreeMap::new(),
             sent: HashMap::new(),
             next_link: 0,
         }
@@ -89,14 +95,14 @@ impl Driver {
     /// Starts whatever is to be started. Returns when to look again.
     fn work(&mut self) -> Option<Instant> {
         let mut due = Vec::new();
-        let (wake_at, refresh, unwanted, grants, damaged) = self.shared.with(|state| {
+        let (wake_at, outdated, unwanted, grants, damaged) = self.shared.with(|state| {
             let wake_at = state.feed.take_due(now(), &mut due);
             let unwanted = std::mem::take(&mut state.unwanted);
             let (grants, damaged) = (std::mem::take(&mut state.grants), std::mem::take(&mut state.damaged));
-            (wake_at, std::mem::take(&mut state.refresh), unwanted, grants, damaged)
+            (wake_at, std::mem::take(&mut state.outdated), unwanted, grants, damaged)
         });
-        for (partition, offset) in damaged {
-            self.have_verified(partition, offset);
+        for (topic, partition, offset) in damaged {
+            self.have_verified(topic, partition, offset);
         }
         for (link, id) in unwanted {
             self.unsubscribe(link, id);
@@ -110,8 +116,8 @@ impl Driver {
                 held_up = true;
             }
         }
-        if refresh {
-            self.shared.client.metadata().forget(&self.shared.topic.name);
+        for topic in outdated {
+            self.shared.client.metadata().forget(&topic);
         }
         for index in due {
             self.prepare(index);
@@ -124,7 +130,7 @@ impl Driver {
     }
 
     /// Has a leader look at what it has where a damaged batch came from, so that it finds the damage and repairs it.
-    fn have_verified(&mut self, partition: PartitionId, offset: Offset) {
+    fn have_verified(&mut self, topic: Topic, partition: PartitionId, offset: Offset) {
         let shared = Arc::clone(&self.shared);
         self.tasks.spawn(async move {
             let request = |topic: &TopicMetadata| ReplicaChecksumRequest {
@@ -136,60 +142,58 @@ impl Driver {
             };
             let deadline = shared.client.deadline();
             // Whether it was found is seen when the partition is read again.
-            let _told = shared.client.ask_leader(&shared.topic.name, partition, deadline, request).await;
+            let _told = shared.client.ask_leader(&topic.name, partition, deadline, request).await;
             Event::Nothing
         });
     }
 
     /// Brings a partition as far as it goes now: position, leader, connection, subscription.
     fn prepare(&mut self, index: PartIndex) {
-        let lookup = self.shared.with(|state| {
-            let lookup = state.feed.lookup(index);
-            lookup.map(|start| (start, state.feed.partition(index), state.feed.generation(index)))
+        let lookup = self.shared.with(|state| Some((state.feed.lookup(index)?, state.feed.place(index)?)));
+        let Some(((lookup, generation), (topic, partition))) = lookup else { return self.find_leader(index) };
+        let shared = Arc::clone(&self.shared);
+        self.tasks.spawn(async move {
+            let admin = shared.client.admin();
+            let look_up = async |start| {
+                let listed = admin.list_offsets(&topic.name, &[partition], start).await?;
+                Ok::<_, Error>(listed.first().map_or(Offset::ZERO, |listed| listed.offset))
+            };
+            let found = async {
+                Ok(match lookup {
+                    Lookup::Start(start) => Found::Position(look_up(start).await?),
+                    Lookup::Range => {
+                        let start = look_up(StartAt::Earliest).await?;
+                        Found::Range(start..look_up(StartAt::Latest).await?)
+                    }
+                })
+            };
+            Event::Found(index, generation, found.await)
         });
-        if let Some((start, partition, generation)) = lookup {
-            let shared = Arc::clone(&self.shared);
-            self.tasks.spawn(async move {
-                let found = shared.client.admin().list_offsets(&shared.topic.name, &[partition], start).await;
-                Event::Found(
-                    index,
-                    generation,
-                    found.map(|listed| listed.first().map_or(Offset::ZERO, |l| l.offset)),
-                )
-            });
-            return;
-        }
-        self.find_leader(index);
     }
 
     fn find_leader(&mut self, index: PartIndex) {
-        let topic = &self.shared.topic;
+        let Some((topic, partition)) = self.shared.with(|state| state.feed.place(index)) else { return };
         let metadata = self.shared.client.metadata();
-        let partition = self.shared.with(|state| state.feed.partition(index));
-        let current = metadata.topic(&topic.name).filter(|current| current.topic_id == topic.topic_id);
-        let Some(current) = current else {
-            self.without_leader.insert(index);
-            return self.refresh();
-        };
+        let current = metadata.topic(&topic.name).filter(|current| current.topic_id == topic.id);
+        let Some(current) = current else { return self.refresh(topic.name, index) };
         match metadata.leader_address(&current, partition) {
             Ok(address) => self.connect(index, Arc::from(address)),
             Err(error) if error.is_retriable() => {
                 metadata.forget(&topic.name);
                 self.postpone(index);
             }
-            Err(error) => self.fail(error),
+            Err(error) => self.held_up(index, error),
         }
     }
 
     /// Turns to new leaders as soon as metadata tells of them: an old one that hangs would never end a subscription.
     fn follow_leaders(&mut self) {
-        let topic = Arc::clone(&self.shared.topic);
+        let places = self.shared.with(|state| state.feed.places());
         let metadata = self.shared.client.metadata();
-        let count = self.shared.with(|state| state.feed.part_count());
-        self.led_in.resize(count, LeaderEpoch(0));
-        for (index, led_in) in self.led_in.iter_mut().enumerate() {
-            let partition = self.shared.with(|state| state.feed.partition(index));
-            let leadership = metadata.leadership(&topic.name, topic.topic_id, partition);
+        self.led_in.retain(|known, _| places.binary_search_by_key(known, |(index, ..)| *index).is_ok());
+        for (index, topic, partition) in places {
+            let led_in = self.led_in.entry(index).or_default();
+            let leadership = metadata.leadership(&topic.name, topic.id, partition);
             let Some((epoch, address)) = leadership.filter(|(epoch, _)| epoch > led_in) else { continue };
             *led_in = epoch;
             self.shared.client.pool().encourage(&address);
@@ -223,10 +227,10 @@ impl Driver {
 
     fn subscribe(&mut self, index: PartIndex, link: LinkId, connection: Connection) {
         let Some(subscribing) = self.shared.with(|state| state.feed.subscribe(index, link)) else { return };
-        let Subscribing { id, partition, offset, credit } = subscribing;
+        let Subscribing { id, topic, partition, offset, credit } = subscribing;
         let request = SubscribeRequest {
             id,
-            topic_id: Some(self.shared.topic.topic_id.into()),
+            topic_id: Some(topic.id.into()),
             partition: partition.get(),
             current_epoch: None,
             offset: offset.get(),
@@ -271,23 +275,35 @@ impl Driver {
         Turn::after(self.sent.entry(link).or_default())
     }
 
-    fn refresh(&mut self) {
-        if std::mem::replace(&mut self.refreshing, true) {
+    /// Asks for a topic's metadata, once for all of its partitions that wait for it.
+    fn refresh(&mut self, topic: Arc<str>, index: PartIndex) {
+        let waiting = self.without_leader.entry(Arc::clone(&topic)).or_default();
+        waiting.insert(index);
+        if waiting.len() > 1 {
             return;
         }
         let shared = Arc::clone(&self.shared);
         self.tasks.spawn(async move {
             let deadline = shared.client.deadline();
-            Event::Topic(shared.client.refresh_topic(&shared.topic.name, deadline).await)
+            let refreshed = shared.client.refresh_topic(&topic, deadline).await;
+            Event::Refreshed(topic, refreshed)
         });
     }
 
     fn take_event(&mut self, event: Event) {
         match event {
             Event::Connected(address, result) => self.take_connection(address, result),
-            Event::Found(index, generation, Ok(offset)) => {
+            Event::Found(index, generation, Ok(Found::Position(offset))) => {
                 self.shared.with(|state| state.feed.found(index, generation, offset));
                 self.find_leader(index);
+            }
+            Event::Found(index, generation, Ok(Found::Range(range))) => {
+                let random = self.shared.client.random();
+                self.shared.tell(|state| {
+                    state.feed.found_range(index, generation, range, (now(), random));
+                    true
+                });
+                self.shared.work.notify_one();
             }
             Event::Found(index, _, Err(error)) => self.held_up(index, error),
             Event::Subscribed(id, Ok(reply)) => {
@@ -296,7 +312,7 @@ impl Driver {
             Event::Subscribed(id, Err(error)) => {
                 self.shared.subscription_ended(id, End { error, corrupt: None, log_range: None });
             }
-            Event::Topic(result) => self.take_topic(result),
+            Event::Refreshed(topic, result) => self.take_topic(&topic, result),
             Event::Nothing => {}
         }
     }
@@ -315,48 +331,51 @@ impl Driver {
                     let random = self.shared.client.random();
                     self.shared.with(|state| {
                         state.links.remove(&link);
-                        state.feed.link_lost(link, now(), random);
+                        let lost = state.feed.link_lost(link, now(), random);
+                        state.outdated.extend(lost);
                     });
                     self.shared.work.notify_one();
                 }
             }
             Err(error) => {
-                self.shared.client.metadata().forget(&self.shared.topic.name);
                 for index in waiting {
+                    if let Some((topic, _)) = self.shared.with(|state| state.feed.place(index)) {
+                        self.shared.client.metadata().forget(&topic.name);
+                    }
                     self.held_up(index, error.clone());
                 }
             }
         }
     }
 
-    fn take_topic(&mut self, result: Result<Arc<TopicMetadata>, Error>) {
-        self.refreshing = false;
-        let waiting: Vec<_> = self.without_leader.drain().collect();
-        match result {
-            Ok(topic) if topic.topic_id == self.shared.topic.topic_id => {
-                for index in waiting {
-                    self.find_leader(index);
+    fn take_topic(&mut self, name: &str, result: Result<Arc<TopicMetadata>, Error>) {
+        for index in self.without_leader.remove(name).unwrap_or_default() {
+            let Some((topic, _)) = self.shared.with(|state| state.feed.place(index)) else { continue };
+            match &result {
+                Ok(current) if current.topic_id == topic.id => self.find_leader(index),
+                Ok(_) => {
+                    let text = "the topic was deleted, and created again as another one";
+                    self.held_up(index, Error::new(ErrorKind::UnknownTopic, text).with_topic(name));
                 }
-            }
-            Ok(topic) => {
-                let text = "the topic was deleted, and created again as another one";
-                self.fail(Error::new(ErrorKind::UnknownTopic, text).with_topic(&topic.name));
-            }
-            Err(error) => {
-                for index in waiting {
-                    self.held_up(index, error.clone());
-                }
+                Err(error) => self.held_up(index, error.clone()),
             }
         }
     }
 
-    /// Tries again later, or ends the stream if that cannot help.
+    /// Tries again later, or gives the topic up if that cannot help.
     fn held_up(&mut self, index: PartIndex, error: Error) {
-        if error.is_retriable() {
-            tracing::debug!(topic = %self.shared.topic.name, %error, "a partition is not subscribed yet");
+        let found = self.shared.with(|state| Some((state.feed.place(index)?, state.feed.scope())));
+        let Some(((topic, partition), scope)) = found else { return };
+        // A member is told by its coordinator when a topic is no longer its own.
+        let gone = matches!(error.kind(), ErrorKind::UnknownTopic | ErrorKind::UnknownPartition);
+        if error.is_retriable() || scope == Scope::Group && gone {
+            tracing::debug!(topic = %topic.name, %partition, %error, "a partition is not subscribed yet");
             self.postpone(index);
         } else {
-            self.fail(error);
+            self.shared.tell(|state| {
+                state.feed.fail(&topic.name, error);
+                true
+            });
         }
     }
 
@@ -364,13 +383,6 @@ impl Driver {
         let random = self.shared.client.random();
         self.shared.with(|state| state.feed.postpone(index, now(), random));
         self.shared.work.notify_one();
-    }
-
-    fn fail(&mut self, error: Error) {
-        self.shared.tell(|state| {
-            state.feed.fail(error);
-            true
-        });
     }
 
     /// Lets go of the connections, which the state holds as well as the tasks.

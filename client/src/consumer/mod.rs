@@ -2,31 +2,26 @@
 
 mod driver;
 mod feed;
+mod reader;
 mod shared;
 mod turn;
 
-use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_core::Stream;
-use highwater_protocol::batch::{BatchHeader, Records};
-use highwater_protocol::compression::CompressionError;
-use highwater_protocol::ids::{Offset, PartitionId, TopicPartition};
+use highwater_protocol::ids::{Offset, PartitionId};
 
-use self::driver::Driver;
-use self::feed::{Chunk, Feed, PartIndex, Taken};
-use self::shared::Shared;
+use crate::admin::ListedOffset;
 use crate::client::Client;
 use crate::error::{Error, ErrorKind};
 use crate::record::{ConsumedBatch, ConsumedRecord};
-use crate::retry::RetryPolicy;
 
-/// Bytes that a partition may hold at the least, however many there are.
-const SHARE_MIN: u64 = 16 << 10;
+pub(crate) use self::feed::{Clamp, PartIndex, Scope, Topic};
+pub(crate) use self::reader::{Read, Reader, Supply};
+pub(crate) use self::shared::now;
 
 /// Where reading starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,13 +108,14 @@ impl ConsumerBuilder {
             let error = Error::new(ErrorKind::UnknownPartition, text);
             return Err(error.with_partition(&self.topic, unknown.partition));
         }
-        let share = (self.memory_bytes as u64 / listed.len().max(1) as u64).max(SHARE_MIN);
-        let starts: Vec<_> = listed.iter().map(|listed| (listed.partition, listed.offset)).collect();
-        let positions = starts.clone();
-        let feed = Feed::new(starts, self.start, share, RetryPolicy::default(), self.repair_timeout);
-        let shared = Arc::new(Shared::new(self.client, topic, feed));
-        tokio::spawn(Driver::new(Arc::clone(&shared)).run());
-        Ok(Consumer { shared, positions, current: None, begun: None, corrupt_since: None })
+        let of = Topic { name: topic.name.as_str().into(), id: topic.topic_id };
+        let mut reader = Reader::start(self.client, Scope::Topic, self.memory_bytes, self.repair_timeout);
+        let supply = reader.supply();
+        for ListedOffset { partition, offset, .. } in listed {
+            let index = supply.add(of.clone(), partition, self.start, offset);
+            reader.add(index, of.clone(), partition, offset);
+        }
+        Ok(Consumer { reader, topic: self.topic })
     }
 }
 
@@ -154,22 +150,8 @@ impl ConsumerBuilder {
 /// ```
 #[derive(Debug)]
 pub struct Consumer {
-    shared: Arc<Shared>,
-    /// The next offset for the application, in the feed's order of partitions.
-    positions: Vec<(PartitionId, Offset)>,
-    /// Batches taken from the feed and not handed out yet.
-    current: Option<Chunk>,
-    /// A batch that is handed out record by record.
-    begun: Option<Begun>,
-    /// The partition that damaged batches come from, and since when.
-    corrupt_since: Option<(PartIndex, std::time::Instant)>,
-}
-
-#[derive(Debug)]
-struct Begun {
-    part: PartIndex,
-    batch: ConsumedBatch,
-    records: VecDeque<ConsumedRecord>,
+    reader: Reader,
+    topic: String,
 }
 
 impl Consumer {
@@ -185,7 +167,17 @@ impl Consumer {
     ///
     /// Cancel safe: a batch is taken only when it is returned.
     pub async fn next_batch(&mut self) -> Option<Result<ConsumedBatch, Error>> {
-        poll_fn(|context| self.poll_batch(context)).await
+        poll_fn(|context| {
+            loop {
+                match std::task::ready!(self.reader.poll_batch(context)) {
+                    Some(Ok(Read::Got(_, batch))) => return Poll::Ready(Some(Ok(batch))),
+                    Some(Ok(Read::Clamped(..))) => {}
+                    Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                    None => return Poll::Ready(None),
+                }
+            }
+        })
+        .await
     }
 
     /// Goes on from somewhere else in a partition. What had been received of it is dropped.
@@ -197,14 +189,7 @@ impl Consumer {
     /// range is told by the stream.
     pub async fn seek(&mut self, partition: PartitionId, to: StartAt) -> Result<(), Error> {
         let index = self.index_of(partition)?;
-        let admin = self.shared.client.admin();
-        let listed = admin.list_offsets(&self.shared.topic.name, &[partition], to).await?;
-        let offset = listed.first().map_or(Offset::ZERO, |listed| listed.offset);
-        self.drop_received(index);
-        self.positions[index].1 = offset;
-        let old = self.shared.with(|state| state.feed.seek(index, to, offset));
-        self.shared.unsubscribe(old);
-        Ok(())
+        self.reader.seek(index, to).await.map(drop)
     }
 
     /// Holds a partition back: what was received stays in memory, what else the broker may send is bounded.
@@ -213,13 +198,7 @@ impl Consumer {
     /// `UnknownPartition` when the consumer does not read it.
     pub fn pause(&mut self, partition: PartitionId) -> Result<(), Error> {
         let index = self.index_of(partition)?;
-        let current = self.current.take_if(|chunk| chunk.part == index);
-        self.shared.with(|state| {
-            if let Some(chunk) = current {
-                state.feed.put_back(chunk);
-            }
-            state.feed.set_paused(index, true);
-        });
+        self.reader.set_paused(index, true);
         Ok(())
     }
 
@@ -229,160 +208,46 @@ impl Consumer {
     /// `UnknownPartition` when the consumer does not read it.
     pub fn resume(&mut self, partition: PartitionId) -> Result<(), Error> {
         let index = self.index_of(partition)?;
-        self.shared.with(|state| state.feed.set_paused(index, false));
+        self.reader.set_paused(index, false);
         Ok(())
     }
 
     /// The partitions that it reads.
     #[must_use]
     pub fn partitions(&self) -> Vec<PartitionId> {
-        self.positions.iter().map(|(partition, _)| *partition).collect()
+        self.reader.places().map(|(_, place)| place.partition).collect()
     }
 
     /// The offset of the next record that the application gets from a partition; `None` if it is not read.
     #[must_use]
     pub fn position(&self, partition: PartitionId) -> Option<Offset> {
-        self.positions.iter().find(|(read, _)| *read == partition).map(|(_, position)| *position)
+        self.reader.position(self.reader.find(None, partition)?)
     }
 
     /// The next offset of a partition that was not committed, as last heard; `None` if it is not read. 0 before the
     /// first answer.
     #[must_use]
     pub fn high_watermark(&self, partition: PartitionId) -> Option<Offset> {
-        self.shared.with(|state| {
-            let index = state.feed.find(partition)?;
-            Some(state.feed.high_watermark(index))
-        })
+        self.reader.high_watermark(self.reader.find(None, partition)?)
     }
 
     fn index_of(&self, partition: PartitionId) -> Result<PartIndex, Error> {
-        self.shared.with(|state| state.feed.find(partition)).ok_or_else(|| {
+        self.reader.find(None, partition).ok_or_else(|| {
             let error = Error::new(ErrorKind::UnknownPartition, "the consumer does not read this partition");
-            error.with_partition(&self.shared.topic.name, partition)
+            error.with_partition(&self.topic, partition)
         })
-    }
-
-    fn drop_received(&mut self, index: PartIndex) {
-        self.current.take_if(|chunk| chunk.part == index);
-        self.begun.take_if(|begun| begun.part == index);
     }
 
     fn poll_record(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<ConsumedRecord, Error>>> {
         loop {
-            if let Some(begun) = &mut self.begun {
-                let position = &mut self.positions[begun.part].1;
-                if let Some(record) = begun.records.pop_front() {
-                    *position = record.offset.next();
-                    return Poll::Ready(Some(Ok(record)));
-                }
-                *position = begun.batch.end_offset();
-                self.begun = None;
-            }
-            match std::task::ready!(self.poll_verified(context)) {
-                None => return Poll::Ready(None),
+            match std::task::ready!(self.reader.poll_record(context)) {
+                Some(Ok(Read::Got(_, record))) => return Poll::Ready(Some(Ok(record))),
+                // Positions stay where the application has set them.
+                Some(Ok(Read::Clamped(..))) => {}
                 Some(Err(error)) => return Poll::Ready(Some(Err(error))),
-                Some(Ok((part, batch))) => match decode_all(&batch) {
-                    Ok(records) => self.begun = Some(Begun { part, batch, records }),
-                    Err(error) => return Poll::Ready(Some(Err(self.stop(part, error)))),
-                },
+                None => return Poll::Ready(None),
             }
         }
-    }
-
-    fn poll_batch(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<ConsumedBatch, Error>>> {
-        if let Some(begun) = self.begun.take()
-            && !begun.records.is_empty()
-        {
-            let position = &mut self.positions[begun.part].1;
-            let rest = ConsumedBatch { from: *position, ..begun.batch };
-            *position = rest.end_offset();
-            return Poll::Ready(Some(Ok(rest)));
-        }
-        self.poll_verified(context).map_ok(|(part, batch)| {
-            self.positions[part].1 = batch.end_offset();
-            batch
-        })
-    }
-
-    /// The next batch with good checksums that has something for the application.
-    fn poll_verified(
-        &mut self,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<(PartIndex, ConsumedBatch), Error>>> {
-        loop {
-            if let Some(chunk) = &mut self.current {
-                if !chunk.bytes.is_empty() {
-                    let (partition, from) = self.positions[chunk.part];
-                    let place = TopicPartition::new(self.shared.topic.topic_id, partition);
-                    let part = chunk.part;
-                    match cut_batch(chunk, place, from) {
-                        Ok(Some(batch)) => {
-                            self.corrupt_since.take_if(|(corrupt, _)| *corrupt == part);
-                            return Poll::Ready(Some(Ok((part, batch))));
-                        }
-                        Ok(None) => continue,
-                        Err(error) => match self.read_again(part, from, error) {
-                            None => continue,
-                            Some(error) => return Poll::Ready(Some(Err(error))),
-                        },
-                    }
-                }
-                let (part, generation, charged) = (chunk.part, chunk.generation, chunk.charged);
-                self.current = None;
-                if let Some(grant) = self.shared.with(|state| state.feed.consumed(part, generation, charged))
-                {
-                    self.shared.give(grant);
-                }
-            }
-            let taken = self.shared.with(|state| {
-                let taken = state.feed.take();
-                if matches!(taken, Taken::Nothing) {
-                    state.waker = Some(context.waker().clone());
-                }
-                taken
-            });
-            match taken {
-                Taken::Chunk(chunk) => self.current = Some(chunk),
-                Taken::Error(error) => return Poll::Ready(Some(Err(error))),
-                Taken::Over => return Poll::Ready(None),
-                Taken::Nothing => return Poll::Pending,
-            }
-        }
-    }
-
-    /// A damaged batch is no reason to stop at once: what it came from can be repaired from another replica.
-    fn read_again(&mut self, part: PartIndex, from: Offset, error: Error) -> Option<Error> {
-        if error.kind() != ErrorKind::CorruptBatch {
-            return Some(self.stop(part, error));
-        }
-        let now = shared::now();
-        let known = self.corrupt_since.filter(|(corrupt, _)| *corrupt == part);
-        let (_, since) = *self.corrupt_since.insert(known.unwrap_or((part, now)));
-        tracing::warn!(%error, partition = %self.positions[part].0, "a damaged batch came; it is read again");
-        self.drop_received(part);
-        let random = self.shared.client.random();
-        let again = self.shared.with(|state| {
-            let again = state.feed.read_again(part, (from, since), now, random);
-            if again.is_ok() {
-                state.damaged.push((self.positions[part].0, from));
-            }
-            again
-        });
-        match again {
-            Ok(old) => {
-                self.shared.unsubscribe(old);
-                None
-            }
-            Err(_) => Some(self.stop(part, error)),
-        }
-    }
-
-    /// Stops a partition whose bytes cannot be used.
-    fn stop(&mut self, part: PartIndex, error: Error) -> Error {
-        self.drop_received(part);
-        let old = self.shared.with(|state| state.feed.stop(part));
-        self.shared.unsubscribe(old);
-        error.with_partition(&self.shared.topic.name, self.positions[part].0)
     }
 }
 
@@ -392,38 +257,4 @@ impl Stream for Consumer {
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         self.get_mut().poll_record(context)
     }
-}
-
-impl Drop for Consumer {
-    fn drop(&mut self) {
-        self.shared.cancel.cancel();
-    }
-}
-
-/// Cuts the next batch off a chunk and verifies it; `None` when it has nothing for the application.
-fn cut_batch(chunk: &mut Chunk, place: TopicPartition, from: Offset) -> Result<Option<ConsumedBatch>, Error> {
-    let corrupt =
-        |text: String| Error::new(ErrorKind::CorruptBatch, format!("a batch near offset {from} {text}"));
-    let header = BatchHeader::decode_verified(&chunk.bytes, place)
-        .map_err(|error| corrupt(format!("is corrupt: {error}")).with_source(error))?;
-    let batch = chunk.bytes.split_to(header.length());
-    if header.end_offset() <= from || header.is_control() {
-        return Ok(None);
-    }
-    let records = Records::open(header, &batch).map_err(|error| match error {
-        highwater_protocol::batch::RecordsError::Compression(error @ CompressionError::NotBuilt(_)) => {
-            Error::new(ErrorKind::Unsupported, error.to_string()).with_source(error)
-        }
-        error => corrupt(format!("does not decode: {error}")).with_source(error),
-    })?;
-    let partition = place.partition;
-    Ok(Some(ConsumedBatch { partition, records, from, high_watermark: chunk.high_watermark }))
-}
-
-fn decode_all(batch: &ConsumedBatch) -> Result<VecDeque<ConsumedRecord>, Error> {
-    let bad = |error: highwater_protocol::batch::RecordsError| {
-        let text = format!("a batch at offset {} does not decode: {error}", batch.first_offset());
-        Error::new(ErrorKind::CorruptBatch, text).with_source(error)
-    };
-    batch.iter().map(|record| record.and_then(|record| batch.to_owned_record(&record)).map_err(bad)).collect()
 }

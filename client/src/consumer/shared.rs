@@ -1,6 +1,6 @@
 //! What the application's side of a consumer, its driver and its connections have in common.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::sync::Arc;
 use std::task::Waker;
@@ -16,16 +16,14 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::feed::{End, Feed, Grant, LinkId, Pushed};
-use crate::admin::TopicMetadata;
+use super::feed::{End, Feed, Grant, LinkId, Pushed, Topic};
 use crate::client::Client;
 use crate::error::{Error, ErrorKind};
 use crate::wire::{Connection, Events};
 
 /// What the consumer, its driver and its connections share.
-pub(super) struct Shared {
+pub(crate) struct Shared {
     pub(super) client: Client,
-    pub(super) topic: Arc<TopicMetadata>,
     state: Mutex<State>,
     /// The driver has something to do.
     pub(super) work: Notify,
@@ -42,30 +40,24 @@ pub(super) struct State {
     pub(super) unwanted: Vec<(LinkId, u64)>,
     /// Credit that could not be sent at once.
     pub(super) grants: Vec<Grant>,
-    /// The topic's metadata is out of date.
-    pub(super) refresh: bool,
+    /// Topics whose metadata is out of date.
+    pub(super) outdated: BTreeSet<Arc<str>>,
     /// Where damaged batches came from: their leaders are asked to look at what they have.
-    pub(super) damaged: Vec<(PartitionId, Offset)>,
+    pub(super) damaged: Vec<(Topic, PartitionId, Offset)>,
 }
 
 impl Shared {
-    pub(super) fn new(client: Client, topic: Arc<TopicMetadata>, feed: Feed) -> Self {
+    pub(super) fn new(client: Client, feed: Feed) -> Self {
         let state = State {
             feed,
             waker: None,
             links: HashMap::new(),
             unwanted: Vec::new(),
             grants: Vec::new(),
-            refresh: false,
+            outdated: BTreeSet::new(),
             damaged: Vec::new(),
         };
-        Self {
-            client,
-            topic,
-            state: Mutex::new(state),
-            work: Notify::new(),
-            cancel: CancellationToken::new(),
-        }
+        Self { client, state: Mutex::new(state), work: Notify::new(), cancel: CancellationToken::new() }
     }
 
     /// Looks at or changes the feed. The lock is held for no longer than that.
@@ -101,14 +93,23 @@ impl Shared {
         self.work.notify_one();
     }
 
-    fn context(&self, error: Error, partition: PartitionId) -> Error {
-        error.with_partition(&self.topic.name, partition)
+    pub(super) fn subscription_ended(&self, id: u64, end: End) {
+        let random = self.client.random();
+        self.tell(|state| {
+            let Some((topic, partition)) = state.feed.place_of(id) else { return false };
+            let end = End { error: end.error.with_partition(&topic.name, partition), ..end };
+            if state.feed.ended(id, end, now(), random) {
+                state.outdated.insert(topic.name);
+            }
+            true
+        });
+        self.work.notify_one();
     }
 }
 
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shared").field("topic", &self.topic.name).finish_non_exhaustive()
+        f.debug_struct("Shared").finish_non_exhaustive()
     }
 }
 
@@ -135,13 +136,13 @@ impl Events for Inbox {
     }
 
     fn closed(&self, error: &Error) {
-        tracing::debug!(%error, topic = %self.shared.topic.name, "a consumer's connection is lost");
+        tracing::debug!(%error, "a consumer's connection is lost");
         let random = self.shared.client.random();
         self.shared.with(|state| {
             state.links.remove(&self.link);
-            state.feed.link_lost(self.link, now(), random);
-            // The leader may be another one by now.
-            state.refresh = true;
+            // The leaders may be others by now.
+            let lost = state.feed.link_lost(self.link, now(), random);
+            state.outdated.extend(lost);
         });
         self.shared.work.notify_one();
     }
@@ -168,9 +169,8 @@ impl Inbox {
 
     fn ended(&self, ended: Ended) {
         let code = ErrorCode::from_code(ended.code);
-        let error = Error::from_code(code, ended.message).with_topic(&self.shared.topic.name);
         let end = End {
-            error,
+            error: Error::from_code(code, ended.message),
             corrupt: ended.corrupt.map(|range| Offset(range.start)..Offset(range.end)),
             log_range: (ended.log_end > 0).then_some(Offset(ended.log_start)..Offset(ended.log_end)),
         };
@@ -178,22 +178,7 @@ impl Inbox {
     }
 }
 
-impl Shared {
-    pub(super) fn subscription_ended(&self, id: u64, end: End) {
-        let random = self.client.random();
-        self.tell(|state| {
-            let end = match state.feed.partition_of(id) {
-                Some(partition) => End { error: self.context(end.error, partition), ..end },
-                None => end,
-            };
-            state.refresh |= state.feed.ended(id, end, now(), random);
-            true
-        });
-        self.work.notify_one();
-    }
-}
-
 /// The clock of the feed: tokio's, which tests can hold.
-pub(super) fn now() -> Instant {
+pub(crate) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }

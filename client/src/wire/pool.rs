@@ -66,6 +66,12 @@ impl Pool {
         }
     }
 
+    /// What this client calls itself.
+    #[must_use]
+    pub fn client_name(&self) -> &str {
+        &self.settings.client_name
+    }
+
     /// The shared connection to `address`; made if there is none or it has ended.
     ///
     /// # Errors

@@ -280,6 +280,11 @@ impl Broker {
             .unwrap()
     }
 
+    /// The next frame for the test, however long it takes.
+    pub async fn next_unhurried(&mut self) -> Incoming {
+        self.incoming.recv().await.unwrap()
+    }
+
     /// The next frame for the test, which must be a produce request.
     pub async fn next_produce(&mut self) -> Produced {
         let incoming = self.next().await;
@@ -525,10 +530,12 @@ fn metadata(request: &MetadataRequest, behaviour: &Behaviour) -> MetadataReply {
             TopicInfo { error: ErrorCode::UnknownTopic.code(), name: name.clone(), ..TopicInfo::default() }
         }
     };
+    let is_it = |id: &&highwater_protocol::messages::Uuid| Some(TopicId::from(**id)) == behaviour.topic_id;
+    let by_id = request.topic_ids.iter().filter(is_it).map(|_| topic(&TOPIC.to_owned()));
     MetadataReply {
         version: behaviour.version,
         brokers: behaviour.roster.iter().map(broker).collect(),
-        topics: request.names.iter().map(topic).collect(),
+        topics: request.names.iter().map(topic).chain(by_id).collect(),
         ..MetadataReply::default()
     }
 }
