@@ -92,6 +92,18 @@ rolling-restart ROUNDS="3":
 rebalance PARTITIONS="300":
     HIGHWATER_PARTITIONS={{PARTITIONS}} cargo test -p highwater-tests --release --test cluster rebalance:: -- --nocapture --include-ignored
 
+# The broker that coordinates a consumer group killed again and again while its members commit.
+group-kills COUNT="50" SEED="1":
+    HIGHWATER_KILLS={{COUNT}} HIGHWATER_SEED={{SEED}} cargo test -p highwater-tests --release --test groups coordinator_kills:: -- --nocapture
+
+# So many members in one group, and as many groups, on one broker: memory and processor time.
+group-members COUNT="1000" SECONDS="30":
+    HIGHWATER_MEMBERS={{COUNT}} HIGHWATER_SECONDS={{SECONDS}} cargo test -p highwater-tests --release --test groups many_members:: -- --nocapture
+
+# So many commits, and how long it takes to read what is left of them.
+group-replay COMMITS="10000000":
+    HIGHWATER_COMMITS={{COMMITS}} cargo test -p highwater-tests --release --test groups replay:: -- --nocapture
+
 # A real text of this many lines through the command line and back.
 text LINES="500000":
     HIGHWATER_LINES={{LINES}} cargo test -p highwater-tests --release --test real_text -- --nocapture

@@ -5,6 +5,7 @@ pub mod brokers;
 pub mod cluster;
 pub mod failing_flush;
 pub mod lossy;
+pub mod members;
 pub mod namespaces;
 pub mod oracle;
 pub mod peer;

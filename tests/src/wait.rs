@@ -65,6 +65,12 @@ pub async fn random_moment(random: &mut Random, most: Duration) {
     tokio::time::sleep(Duration::from_micros(random.below(micros))).await;
 }
 
+/// Lets time pass: not for anything to happen, but because it is measured what happens meanwhile, or because a client that
+/// is played waits so long before it asks again.
+pub async fn for_so_long(time: Duration) {
+    tokio::time::sleep(time).await;
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
