@@ -18,6 +18,8 @@ use highwater_protocol::messages::{
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use crate::wait;
+
 /// How long one answer may take.
 const ANSWER_LIMIT: Duration = Duration::from_secs(3);
 /// Between two attempts.
@@ -90,7 +92,7 @@ impl Coordinators {
             match self.ask_once(group, request).await {
                 Err(refused) if refused.may_pass() && Instant::now() < deadline => {
                     self.known.lock().remove(group);
-                    tokio::time::sleep(PAUSE).await;
+                    wait::for_so_long(PAUSE).await;
                 }
                 answer => return answer,
             }
@@ -165,7 +167,7 @@ impl Coordinators {
                 return Ok(described);
             }
             self.known.lock().remove(group);
-            tokio::time::sleep(PAUSE).await;
+            wait::for_so_long(PAUSE).await;
         }
     }
 }

@@ -33,6 +33,18 @@ use crate::api::{self, ApiError};
 /// Why a connection is closed by the broker, and what the peer is told.
 pub(crate) type Fault = ApiError;
 
+/// What is about consumer groups.
+const GROUP_APIS: [ApiKey; 8] = [
+    ApiKey::FIND_COORDINATOR,
+    ApiKey::GROUP_HEARTBEAT,
+    ApiKey::COMMIT_OFFSETS,
+    ApiKey::FETCH_OFFSETS,
+    ApiKey::LIST_GROUPS,
+    ApiKey::DESCRIBE_GROUPS,
+    ApiKey::ALTER_GROUP_OFFSETS,
+    ApiKey::DELETE_GROUPS,
+];
+
 /// The state of one connection, apart from its bytes.
 #[derive(Debug)]
 pub(crate) struct Session {
@@ -178,14 +190,6 @@ impl Session {
                 api::registration::bootstrap(&self.node, &principal)
                     .map(|reply| self.outbox.reply::<BootstrapRequest>(correlation_id, &reply))
             }
-            ApiKey::GROUP_HEARTBEAT | ApiKey::COMMIT_OFFSETS | ApiKey::FETCH_OFFSETS => {
-                self.leave_with_coordinator(&principal, frame)?
-            }
-            ApiKey::FIND_COORDINATOR
-            | ApiKey::LIST_GROUPS
-            | ApiKey::DESCRIBE_GROUPS
-            | ApiKey::ALTER_GROUP_OFFSETS
-            | ApiKey::DELETE_GROUPS => self.serve_groups(principal, frame)?,
             ApiKey::RAFT | ApiKey::REGISTER_BROKER | ApiKey::HEARTBEAT | ApiKey::PROPOSE => {
                 self.serve_broker(principal, frame)?
             }
@@ -196,6 +200,7 @@ impl Session {
             }
             ApiKey::HANDSHAKE => Err(ApiError::invalid("the handshake is done already")),
             ApiKey::AUTHENTICATE => return self.authenticate(frame),
+            api if GROUP_APIS.contains(&api) => self.serve_groups(principal, frame)?,
             other => Err(ApiError::new(
                 ErrorCode::UnknownApi,
                 format!("this broker does not know API {} ({})", other.0, other.name()),
@@ -273,9 +278,12 @@ impl Session {
         })
     }
 
-    /// Serves a request about groups that takes time.
+    /// Serves a request about groups.
     fn serve_groups(&self, principal: Arc<Principal>, frame: &Frame) -> Result<Result<(), ApiError>, Fault> {
         match frame.header.api {
+            ApiKey::GROUP_HEARTBEAT | ApiKey::COMMIT_OFFSETS | ApiKey::FETCH_OFFSETS => {
+                self.leave_with_coordinator(&principal, frame)
+            }
             ApiKey::FIND_COORDINATOR => self
                 .later::<FindCoordinatorRequest, _>(frame, |node, request| async move {
                     api::groups::find_coordinator(&node, &principal, request).await

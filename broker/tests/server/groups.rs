@@ -1,7 +1,5 @@
 //! Consumer groups over in-memory links: coordinators, members, positions, and what operators ask.
 
-use std::time::Duration;
-
 use highwater_broker::Broker;
 use highwater_protocol::error_code::ErrorCode;
 use highwater_protocol::ids::TopicId;
@@ -88,8 +86,7 @@ async fn own(peer: &mut Peer, member: &str, topic: &str, count: usize) -> GroupH
             if let Some(assignment) = &reply.assignment {
                 given = assignment.clone();
             }
-            let pause = Duration::from_millis(u64::from(reply.heartbeat_interval_ms).min(20));
-            tokio::time::sleep(pause).await;
+            tokio::task::yield_now().await;
         }
     };
     tokio::time::timeout(LIMIT, owning).await.expect("the member is given its partitions");
