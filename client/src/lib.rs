@@ -1,6 +1,6 @@
 //! The Rust client of Highwater.
 //!
-//! [`Client`] is made from a list of addresses; [`Producer`], [`Consumer`] and [`Admin`] come from it.
+//! [`Client`] is made from a list of addresses; [`Producer`], [`Consumer`], [`GroupConsumer`] and [`Admin`] come from it.
 //!
 //! ```no_run
 //! use highwater_client::{Client, NewTopic, ProducerRecord, StartAt};
@@ -39,8 +39,9 @@ pub mod wire;
 
 pub use admin::{
     Admin, AlterTopic, AlteredTopic, Broker, BrokerDetails, ClusterChange, ClusterDetails, ClusterMetadata,
-    ClusterPlan, ConfigSetting, CreatedTopic, ListedOffset, NewTopic, PartitionMetadata, PartitionMove,
-    PartitionState, ReadBatches, ReplicaState, TopicDetails, TopicMetadata,
+    ClusterPlan, ConfigSetting, CreatedTopic, GroupDetails, GroupList, GroupMemberDetails, GroupPosition,
+    ListedGroup, ListedOffset, NewTopic, PartitionMetadata, PartitionMove, PartitionState, ReadBatches,
+    ReplicaState, ResetGroup, ResetOffset, ResetTo, TopicDetails, TopicMetadata,
 };
 pub use breaker::BreakerState;
 pub use builder::ClientBuilder;

@@ -1,6 +1,7 @@
 //! The command line: every command, flag and default, as `--help` shows them.
 
 mod cluster;
+mod group;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::parse::{self, From, Separator};
 
 pub(crate) use cluster::{ClusterCommand, DrainArgs, ElectUncleanArgs, RebalanceArgs, VerifyArgs, WaitArgs};
+pub(crate) use group::{GroupCommand, GroupResetArgs};
 
 /// A persistent message broker: nothing below the high watermark is ever lost.
 #[derive(Debug, Parser)]
@@ -83,6 +85,9 @@ pub(crate) enum Command {
     Produce(ProduceArgs),
     /// Print the records of a topic, one a line
     Consume(ConsumeArgs),
+    /// Look at consumer groups, move their positions, remove them
+    #[command(subcommand)]
+    Group(GroupCommand),
     /// Look at a cluster and change it: status, nodes, drain, remove, rebalance
     #[command(subcommand)]
     Cluster(ClusterCommand),
@@ -244,16 +249,31 @@ pub(crate) struct ConsumeArgs {
     /// Which topic
     #[arg(value_name = "TOPIC")]
     pub(crate) topic: String,
-    /// Where to start: earliest, latest, an offset, or @ and a time (RFC 3339, or milliseconds since 1970)
+    /// Share the topic with the other consumers of this group, and go on where it was; a record that was printed is
+    /// committed
+    #[arg(long, short, value_name = "GROUP")]
+    pub(crate) group: Option<String>,
+    /// With --group: after this long without a sign of life others go on with what this one had
+    #[arg(
+        long,
+        value_name = "DURATION",
+        default_value = "10s",
+        value_parser = humantime::parse_duration,
+        requires = "group"
+    )]
+    pub(crate) session_timeout: Duration,
+    /// Where to start (a group: where it has not been yet): earliest, latest, an offset, or @ and a time (RFC 3339, or
+    /// milliseconds since 1970)
     #[arg(long, value_name = "WHERE", default_value = "earliest", value_parser = parse::from)]
     pub(crate) from: From,
     /// Only this partition; may be given again [default: all]
-    #[arg(long, short, value_name = "P")]
+    #[arg(long, short, value_name = "P", conflicts_with = "group")]
     pub(crate) partition: Vec<u32>,
     /// Stop after this many records
     #[arg(long, short = 'n', value_name = "N")]
     pub(crate) count: Option<u64>,
-    /// Stop at what the high watermarks are when the command starts, instead of waiting for more
+    /// Stop at what the high watermarks are when the command starts, instead of waiting for more; a group: when all of it
+    /// is committed, by whatever member
     #[arg(long)]
     pub(crate) exit_at_end: bool,
     /// Go on after records that cannot be read because their bytes are corrupt; the exit code is 1 then

@@ -1,24 +1,22 @@
 //! `highwater consume`: records out, one a line, and nothing else on standard output.
 
+mod member;
+mod output_thread;
+
 use std::collections::BTreeMap;
-use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use highwater_client::{Client, ConsumedBatch, Consumer, Error, ErrorKind, Offset, PartitionId, StartAt};
-use tokio::sync::{mpsc, oneshot};
 
+use self::output_thread::{Output, WRITE_BYTES};
 use crate::args::{ConsumeArgs, Global};
 use crate::connect::connect;
 use crate::encode::Encoder;
 use crate::interrupt;
-use crate::output::{self, Answer, OutputClosed};
+use crate::output::{self, Answer};
 use crate::parse::From;
 
-/// Bytes that are written to standard output at once.
-const WRITE_BYTES: usize = 256 << 10;
-/// Writes that wait while whoever reads is busy.
-const WRITES_AHEAD: usize = 4;
 /// How long bytes may stay in the buffer when nothing more comes.
 const IDLE: Duration = Duration::from_millis(2);
 
@@ -28,6 +26,9 @@ pub(crate) async fn run(global: &Global, args: ConsumeArgs) -> anyhow::Result<An
         return Ok(Answer::Yes);
     }
     let client = connect(global).await?;
+    if let Some(group) = &args.group {
+        return member::run(&client, group, &args).await;
+    }
     let partitions: Vec<PartitionId> =
         args.partition.iter().map(|&partition| PartitionId(partition)).collect();
     let ends = match args.exit_at_end {
@@ -205,83 +206,4 @@ impl Consuming<'_> {
             _ => Err(error.into()),
         }
     }
-}
-
-/// Standard output behind a thread, so that a slow reader holds up the consumer and not its connection.
-struct Output {
-    encoder: Encoder,
-    buffer: Vec<u8>,
-    writes: Option<mpsc::Sender<Vec<u8>>>,
-    /// Buffers that have been written, to be used again.
-    spare: mpsc::Receiver<Vec<u8>>,
-    end: oneshot::Receiver<io::Result<()>>,
-    /// The error of `end` has been told.
-    has_failed: bool,
-}
-
-impl Output {
-    fn start(encoder: Encoder) -> anyhow::Result<Self> {
-        let (writes, receiver) = mpsc::channel(WRITES_AHEAD);
-        let (give_back, spare) = mpsc::channel(WRITES_AHEAD + 1);
-        let (ended, end) = oneshot::channel();
-        std::thread::Builder::new()
-            .name("output".to_owned())
-            .spawn(move || {
-                // Nobody waits for the end any more only when the command is over.
-                let _ = ended.send(write_all(receiver, &give_back));
-            })
-            .context("start the output thread")?;
-        let buffer = Vec::with_capacity(WRITE_BYTES * 2);
-        Ok(Self { encoder, buffer, writes: Some(writes), spare, end, has_failed: false })
-    }
-
-    const fn has_buffered(&self) -> bool {
-        !self.buffer.is_empty()
-    }
-
-    /// Hands what is buffered to the thread. Waits while the thread has enough to do.
-    async fn write(&mut self) -> anyhow::Result<()> {
-        if self.buffer.is_empty() {
-            return Ok(());
-        }
-        let empty = self.spare.try_recv().unwrap_or_else(|_| Vec::with_capacity(WRITE_BYTES * 2));
-        let full = std::mem::replace(&mut self.buffer, empty);
-        match &self.writes {
-            Some(writes) if writes.send(full).await.is_ok() => Ok(()),
-            _ => Err(self.closed().await),
-        }
-    }
-
-    /// Waits until standard output fails.
-    async fn closed(&mut self) -> anyhow::Error {
-        let end = (&mut self.end).await;
-        self.has_failed = true;
-        match end {
-            Ok(Err(error)) => output::written(Err(error)).err().unwrap_or_else(|| OutputClosed.into()),
-            _ => OutputClosed.into(),
-        }
-    }
-
-    /// Writes everything and ends the thread, unless it has failed before.
-    async fn finish(mut self) -> anyhow::Result<()> {
-        if self.has_failed {
-            return Ok(());
-        }
-        self.write().await?;
-        drop(self.writes.take());
-        output::written(self.end.await.unwrap_or(Ok(())))
-    }
-}
-
-fn write_all(mut buffers: mpsc::Receiver<Vec<u8>>, give_back: &mpsc::Sender<Vec<u8>>) -> io::Result<()> {
-    // Locked and unbuffered: buffers come as large as they should be written.
-    let mut stdout = io::stdout().lock();
-    while let Some(mut buffer) = buffers.blocking_recv() {
-        stdout.write_all(&buffer)?;
-        stdout.flush()?;
-        buffer.clear();
-        // A buffer more than fits is just freed.
-        let _ = give_back.try_send(buffer);
-    }
-    Ok(())
 }

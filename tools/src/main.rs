@@ -7,6 +7,7 @@ mod cluster;
 mod connect;
 mod consume;
 mod encode;
+mod group;
 mod interrupt;
 mod lines;
 mod log;
@@ -57,6 +58,7 @@ fn run(cli: Cli) -> anyhow::Result<Answer> {
         Command::Topic(command) => runtime.block_on(topic::run(global, command)),
         Command::Produce(args) => runtime.block_on(produce::run(global, args)),
         Command::Consume(args) => runtime.block_on(consume::run(global, args)),
+        Command::Group(command) => runtime.block_on(group::run(global, command)),
         Command::Cluster(command) => runtime.block_on(cluster::run(global, command)),
         Command::Verify(args) => runtime.block_on(verify::run(global, args)),
         Command::Quickstart(args) => runtime.block_on(quickstart::run(global, args)),

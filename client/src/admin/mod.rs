@@ -2,9 +2,14 @@
 
 mod cluster;
 mod describe;
+mod group_types;
+mod groups;
 mod types;
 
 pub use cluster::{BrokerDetails, ClusterChange, ClusterDetails, ClusterPlan, PartitionMove};
+pub use group_types::{
+    GroupDetails, GroupList, GroupMemberDetails, GroupPosition, ListedGroup, ResetGroup, ResetOffset, ResetTo,
+};
 pub use types::{
     AlterTopic, AlteredTopic, Broker, ClusterMetadata, ConfigSetting, CreatedTopic, ListedOffset, NewTopic,
     PartitionMetadata, PartitionState, ReadBatches, ReplicaState, TopicDetails, TopicMetadata,

@@ -1,6 +1,7 @@
 //! The command line, tested from outside: the real binary, its output, its exit codes.
 #![cfg(test)]
 
+mod groups;
 mod harness;
 
 mod bench;
