@@ -330,6 +330,8 @@ pub(crate) enum BenchCommand {
     Consume(BenchConsumeArgs),
     /// How long from the intended moment of sending until a consumer has the record
     Latency(BenchLatencyArgs),
+    /// How fast records come out for many consumers of the same ones, each on a connection of its own
+    Fanout(BenchFanoutArgs),
     /// Which pauses producers and consumers see while you stop, kill or cut off brokers; checks that nothing is lost
     Failover(BenchFailoverArgs),
 }
@@ -352,6 +354,17 @@ pub(crate) struct BenchTopicArgs {
     /// With --create: os, interval(100ms) or fsync
     #[arg(long, value_name = "MODE", default_value = "fsync", requires = "create")]
     pub(crate) durability: String,
+}
+
+/// What a bench leaves behind.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct BenchReportArgs {
+    /// Write a report with charts to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
+    /// Write rates and latencies over time to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) csv: Option<PathBuf>,
 }
 
 /// How a bench produces.
@@ -398,6 +411,12 @@ pub(crate) struct BenchProduceArgs {
     /// Send without identity and sequences, to see what they cost
     #[arg(long)]
     pub(crate) no_idempotence: bool,
+    /// Run this often; the run with the median throughput counts, and the spread is told
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub(crate) repeat: u32,
+    /// What it leaves behind.
+    #[command(flatten)]
+    pub(crate) report: BenchReportArgs,
 }
 
 /// `bench consume`.
@@ -418,6 +437,35 @@ pub(crate) struct BenchConsumeArgs {
     /// Do not check the payloads
     #[arg(long)]
     pub(crate) no_check: bool,
+    /// Run this often; the run with the median throughput counts, and the spread is told
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub(crate) repeat: u32,
+    /// What it leaves behind.
+    #[command(flatten)]
+    pub(crate) report: BenchReportArgs,
+}
+
+/// `bench fanout`.
+#[derive(Debug, Args)]
+pub(crate) struct BenchFanoutArgs {
+    /// Which topic; write it with `bench produce`
+    #[arg(long, value_name = "T", default_value = "bench")]
+    pub(crate) topic: String,
+    /// How many consumers
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) consumers: u32,
+    /// How many records each of them takes [default: all that are there]
+    #[arg(long, value_name = "N")]
+    pub(crate) records: Option<u64>,
+    /// Bytes that may be on their way to each consumer
+    #[arg(long, value_name = "BYTES", default_value = "1MiB", value_parser = parse::bytes)]
+    pub(crate) in_flight: u64,
+    /// Run this often; the run with the median throughput counts, and the spread is told
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub(crate) repeat: u32,
+    /// What it leaves behind.
+    #[command(flatten)]
+    pub(crate) report: BenchReportArgs,
 }
 
 /// `bench latency`.
@@ -444,6 +492,12 @@ pub(crate) struct BenchLatencyArgs {
     /// Wait this long for more records before a batch is sent
     #[arg(long, value_name = "DURATION", default_value = "0ms", value_parser = humantime::parse_duration)]
     pub(crate) linger: Duration,
+    /// Run this often; the run with the median throughput counts, and the spread is told
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub(crate) repeat: u32,
+    /// What it leaves behind.
+    #[command(flatten)]
+    pub(crate) report: BenchReportArgs,
 }
 
 /// `bench failover`.
@@ -464,4 +518,7 @@ pub(crate) struct BenchFailoverArgs {
     /// What counts as a pause
     #[arg(long, value_name = "DURATION", default_value = "100ms", value_parser = humantime::parse_duration)]
     pub(crate) pause: Duration,
+    /// What it leaves behind.
+    #[command(flatten)]
+    pub(crate) report: BenchReportArgs,
 }

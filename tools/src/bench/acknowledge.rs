@@ -5,8 +5,8 @@ use std::time::Instant;
 use highwater_client::{BatchDelivery, Delivery, Error, ErrorKind, Receipt, Stage};
 use tokio::sync::mpsc;
 
-use super::report::Latencies;
 use super::schedule::Schedule;
+use super::series::Measured;
 
 /// Groups that wait for their acknowledgement. The producer's memory is the real bound.
 const GROUPS_AHEAD: usize = 64 << 10;
@@ -45,7 +45,7 @@ pub(crate) struct Outcome {
     pub(crate) failed: u64,
     /// The least of all that were acknowledged.
     pub(crate) stage: Option<Stage>,
-    pub(crate) latencies: Latencies,
+    pub(crate) measured: Measured,
     /// When the last one was known.
     pub(crate) last: Option<Instant>,
     pub(crate) first_error: Option<Error>,
@@ -59,14 +59,14 @@ pub(crate) fn channel() -> (mpsc::Sender<Group>, mpsc::Receiver<Group>) {
 }
 
 impl Outcome {
-    /// Nothing yet. Latencies of the first `warm_up` records of a schedule are left out.
-    pub(crate) fn new(warm_up: u64) -> anyhow::Result<Self> {
+    /// Nothing yet; time counts from `start`. Latencies of the first `warm_up` records of a schedule are left out.
+    pub(crate) fn new(start: Instant, warm_up: u64) -> anyhow::Result<Self> {
         Ok(Self {
             acknowledged: 0,
             unknown: 0,
             failed: 0,
             stage: None,
-            latencies: Latencies::new()?,
+            measured: Measured::new(start)?,
             last: None,
             first_error: None,
             warm_up,
@@ -74,7 +74,7 @@ impl Outcome {
     }
 
     /// Waits for everything that comes, in the order in which it was sent, until the sender is gone.
-    pub(crate) async fn collect(&mut self, mut groups: mpsc::Receiver<Group>) {
+    pub(crate) async fn collect(&mut self, mut groups: mpsc::Receiver<Group>) -> anyhow::Result<()> {
         while let Some(group) = groups.recv().await {
             let acknowledged = match group.deliveries {
                 Deliveries::Batch(delivery, count) => {
@@ -98,17 +98,19 @@ impl Outcome {
             };
             let now = Instant::now();
             self.last = Some(now);
-            self.measure(group.since, acknowledged, now);
+            self.measure(group.since, acknowledged, now)?;
         }
+        Ok(())
     }
 
-    fn measure(&mut self, since: Since, acknowledged: u64, now: Instant) {
+    fn measure(&mut self, since: Since, acknowledged: u64, now: Instant) -> anyhow::Result<()> {
         match since {
-            Since::Call(at) => self.latencies.add(now - at, acknowledged),
+            Since::Call(at) => self.measured.add(now, now - at, acknowledged),
             Since::Due(schedule, first) => {
                 for index in (first..first + acknowledged).filter(|&index| index >= self.warm_up) {
-                    self.latencies.add(now.saturating_duration_since(schedule.due(index)), 1);
+                    self.measured.add(now, now.saturating_duration_since(schedule.due(index)), 1)?;
                 }
+                Ok(())
             }
         }
     }

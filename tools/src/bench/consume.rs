@@ -7,13 +7,15 @@ use anyhow::Context;
 use highwater_client::{Client, ConsumedBatch, PartitionId, StartAt};
 use serde_json::{Map, json};
 
+use super::machine::Generator;
 use super::payload::Payloads;
-use super::report::{Latencies, Report};
-use super::topic;
+use super::report::{Report, publish};
+use super::series::Measured;
+use super::topic::{self, TopicFacts, records_there};
 use crate::args::{BenchConsumeArgs, Global};
 use crate::output::{Answer, Progress, Unit};
 
-/// Runs the bench.
+/// Runs the bench, as often as asked.
 pub(crate) async fn run(global: &Global, client: &Client, args: BenchConsumeArgs) -> anyhow::Result<Answer> {
     let facts = topic::ask(client, &args.topic).await?;
     let there = records_there(client, &args.topic).await?;
@@ -23,11 +25,27 @@ pub(crate) async fn run(global: &Global, client: &Client, args: BenchConsumeArgs
         "topic {} has {there} records, not {wanted}; write more with: highwater bench produce",
         args.topic
     );
+    let mut runs = Vec::new();
+    for _run in 0..args.repeat {
+        runs.push(once(global, client, &args, &facts, wanted).await?);
+    }
+    publish(global, &args.report, &runs)?;
+    Ok(Answer::Yes)
+}
+
+async fn once(
+    global: &Global,
+    client: &Client,
+    args: &BenchConsumeArgs,
+    facts: &TopicFacts,
+    wanted: u64,
+) -> anyhow::Result<Report> {
     let mut checks = (!args.no_check).then(|| Checks::new(args.size as usize, facts.partitions));
-    let mut latencies = Latencies::new()?;
     let progress = Progress::new(Some(wanted), Unit::Records);
     let (mut records, mut bytes) = (0, 0);
+    let generator = Generator::start();
     let start = Instant::now();
+    let mut measured = Measured::new(start)?;
     let mut consumer = client
         .consumer(&args.topic)
         .from(StartAt::Earliest)
@@ -37,11 +55,13 @@ pub(crate) async fn run(global: &Global, client: &Client, args: BenchConsumeArgs
     while records < wanted {
         let asked = Instant::now();
         let batch = next_batch(&mut consumer, global.timeout, records).await?;
-        latencies.add(asked.elapsed(), 1);
+        let now = Instant::now();
+        measured.wait(now, now - asked, 1)?;
         let (count, length) = match &mut checks {
             Some(checks) => checks.take(&batch, wanted - records)?,
             None => measure(&batch, wanted - records)?,
         };
+        measured.series.count(now, count)?;
         records += count;
         bytes += length;
         progress.set(records);
@@ -52,19 +72,19 @@ pub(crate) async fn run(global: &Global, client: &Client, args: BenchConsumeArgs
     more.insert("checked".to_owned(), json!(!args.no_check));
     more.insert("in_flight_bytes".to_owned(), json!(args.in_flight));
     more.insert("runs".to_owned(), json!(checks.as_ref().map(|checks| checks.runs)));
-    let report = Report {
+    Ok(Report {
         bench: "consume",
-        topic: &facts,
+        topic: facts.clone(),
         records,
         bytes,
         elapsed,
         latency_of: "waiting for the next batch",
-        latencies: &latencies,
+        measured,
         acks: None,
+        effort: generator.effort(),
         more,
-    };
-    report.print(global)?;
-    Ok(Answer::Yes)
+        lines: Vec::new(),
+    })
 }
 
 async fn next_batch(
@@ -77,18 +97,6 @@ async fn next_batch(
         .with_context(|| format!("nothing came for {timeout:?} after {records} records"))?
         .with_context(|| format!("the consumer ended after {records} records"))?;
     Ok(batch?)
-}
-
-async fn records_there(client: &Client, topic: &str) -> anyhow::Result<u64> {
-    let admin = client.admin();
-    let starts = admin.list_offsets(topic, &[], StartAt::Earliest).await?;
-    let ends = admin.list_offsets(topic, &[], StartAt::Latest).await?;
-    let starts: BTreeMap<PartitionId, u64> =
-        starts.into_iter().map(|listed| (listed.partition, listed.offset.get())).collect();
-    let there = |listed: &highwater_client::ListedOffset| {
-        listed.offset.get().saturating_sub(starts.get(&listed.partition).copied().unwrap_or(0))
-    };
-    Ok(ends.iter().map(there).sum())
 }
 
 /// Counts records and bytes of values, `limit` records at the most.

@@ -10,12 +10,14 @@ use highwater_client::{Client, Consumer, Delivery, Error, PartitionId, Producer,
 use serde_json::{Map, json};
 use tokio::sync::mpsc;
 
+use super::machine::Generator;
 use super::pauses::Pauses;
 use super::payload::Payloads;
-use super::report::{Latencies, Report, acks_name};
+use super::report::{Report, acks_name, publish};
 use super::schedule::Schedule;
+use super::series::Measured;
 use super::topic;
-use crate::args::{AcksArg, BenchFailoverArgs, Global, Output};
+use crate::args::{AcksArg, BenchFailoverArgs, Global};
 use crate::connect::stage_name;
 use crate::output::{self, Answer, Progress, Unit};
 
@@ -32,15 +34,17 @@ pub(crate) async fn run(global: &Global, client: &Client, args: BenchFailoverArg
     let records = u64::try_from(args.duration.as_micros() * u128::from(args.rate) / 1_000_000)?.max(1);
     let consumer = client.consumer(&facts.name).from(StartAt::Latest).build().await?;
     let producer = client.producer().build();
+    let generator = Generator::start();
     let start = Instant::now();
     let flow = Flow::new(start, args.pause, Schedule::new(start, args.rate))?;
     let (deliveries, receiver) = mpsc::channel(AHEAD);
     let everything = async {
-        let (sent, ()) = tokio::join!(
+        let (sent, acknowledged) = tokio::join!(
             flow.send(&producer, &facts.name, args.size as usize, records, deliveries),
             flow.acknowledge(receiver)
         );
         sent.context("send")?;
+        acknowledged?;
         flow.wait_for_the_last().await
     };
     tokio::select! {
@@ -56,24 +60,28 @@ pub(crate) async fn run(global: &Global, client: &Client, args: BenchFailoverArg
     more.insert("not_acknowledged".to_owned(), json!(flow.failed.get()));
     more.insert("producer".to_owned(), flow.producer_pauses.borrow().json());
     more.insert("consumer".to_owned(), flow.consumer_pauses.borrow().json());
+    let effort = generator.effort();
+    let lines = vec![
+        format!("producer: {}", flow.producer_pauses.borrow().text()),
+        format!("consumer: {}", flow.consumer_pauses.borrow().text()),
+    ];
+    let (failed, first_error) = (flow.failed.get(), flow.first_error.into_inner());
     let report = Report {
         bench: "failover",
-        topic: &facts,
+        topic: facts,
         records: consumed,
         bytes: consumed * u64::from(args.size),
         elapsed: args.duration,
         latency_of: "due to acknowledged",
-        latencies: &flow.latencies.borrow(),
+        measured: flow.measured.into_inner(),
         acks: Some(acks_name(AcksArg::All)),
+        effort,
         more,
+        lines,
     };
-    report.print(global)?;
-    if global.output == Output::Table {
-        output::line(format!("producer: {}", flow.producer_pauses.borrow().text()))?;
-        output::line(format!("consumer: {}", flow.consumer_pauses.borrow().text()))?;
-    }
-    if let Some(error) = &*flow.first_error.borrow() {
-        output::note(format!("{} not acknowledged; the first: {error}", output::count(flow.failed.get())));
+    publish(global, &args.report, &[report])?;
+    if let Some(error) = first_error {
+        output::note(format!("{} not acknowledged; the first: {error}", output::count(failed)));
         return Ok(Answer::No);
     }
     Ok(Answer::Yes)
@@ -84,7 +92,7 @@ struct Flow {
     schedule: Schedule,
     producer_pauses: RefCell<Pauses>,
     consumer_pauses: RefCell<Pauses>,
-    latencies: RefCell<Latencies>,
+    measured: RefCell<Measured>,
     acknowledged: Cell<u64>,
     failed: Cell<u64>,
     consumed: Cell<u64>,
@@ -102,7 +110,7 @@ impl Flow {
             schedule,
             producer_pauses: RefCell::new(Pauses::new(start, pause)),
             consumer_pauses: RefCell::new(Pauses::new(start, pause)),
-            latencies: RefCell::new(Latencies::new()?),
+            measured: RefCell::new(Measured::new(start)?),
             acknowledged: Cell::new(0),
             failed: Cell::new(0),
             consumed: Cell::new(0),
@@ -135,7 +143,7 @@ impl Flow {
         Ok(())
     }
 
-    async fn acknowledge(&self, mut deliveries: mpsc::Receiver<(u64, Delivery)>) {
+    async fn acknowledge(&self, mut deliveries: mpsc::Receiver<(u64, Delivery)>) -> anyhow::Result<()> {
         while let Some((sequence, delivery)) = deliveries.recv().await {
             let outcome = delivery.await;
             let now = Instant::now();
@@ -144,7 +152,7 @@ impl Flow {
                     self.acknowledged.set(self.acknowledged.get() + 1);
                     self.producer_pauses.borrow_mut().happened(now);
                     let latency = now.saturating_duration_since(self.schedule.due(sequence));
-                    self.latencies.borrow_mut().add(latency, 1);
+                    self.measured.borrow_mut().add(now, latency, 1)?;
                     let stage = self.stage.get().map_or(receipt.stage, |stage| stage.min(receipt.stage));
                     self.stage.set(Some(stage));
                     let mut early = self.early.borrow_mut();
@@ -161,6 +169,7 @@ impl Flow {
                 }
             }
         }
+        Ok(())
     }
 
     /// Consumes without end, and fails when something comes twice, out of order or changed.

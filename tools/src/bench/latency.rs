@@ -8,57 +8,78 @@ use serde_json::{Map, json};
 use tokio::sync::mpsc;
 
 use super::acknowledge::{self, Deliveries, Group, Outcome, Since};
+use super::machine::Generator;
 use super::payload::Payloads;
-use super::report::{Latencies, Report, acks_name};
+use super::report::{Report, acks_name, publish};
 use super::schedule::Schedule;
-use super::topic;
+use super::series::Measured;
+use super::topic::{self, TopicFacts};
 use crate::args::{BenchLatencyArgs, Global};
 use crate::connect::stage_name;
-use crate::output::{self, Answer, Progress, Unit};
+use crate::output::{Answer, Progress, Unit};
 
-/// Runs the bench.
+/// Runs the bench, as often as asked.
 pub(crate) async fn run(global: &Global, client: &Client, args: BenchLatencyArgs) -> anyhow::Result<Answer> {
     let facts = topic::prepare(client, &args.topic).await?;
+    let mut runs = Vec::new();
+    for _run in 0..args.repeat {
+        let Some(report) = once(global, client, &args, &facts).await? else { return Ok(Answer::No) };
+        runs.push(report);
+    }
+    publish(global, &args.report, &runs)?;
+    Ok(Answer::Yes)
+}
+
+/// `None`: not everything was acknowledged, which was said.
+async fn once(
+    global: &Global,
+    client: &Client,
+    args: &BenchLatencyArgs,
+    facts: &TopicFacts,
+) -> anyhow::Result<Option<Report>> {
     let warm_up = records_in(args.warm_up, args.rate);
     let records = warm_up + records_in(args.duration, args.rate).max(1);
     let consumer = client.consumer(&facts.name).from(StartAt::Latest).build().await?;
     let producer = client.producer().acks(args.acks.into()).linger(args.linger).build();
     let (groups, receiver) = acknowledge::channel();
-    let mut outcome = Outcome::new(warm_up)?;
-    let schedule = Schedule::new(Instant::now() + Duration::from_millis(10), args.rate);
-    let mut arrivals = Arrivals { latencies: Latencies::new()?, records: 0, warm_up, schedule };
-    let (sent, (), arrived) = tokio::join!(
+    let generator = Generator::start();
+    let start = Instant::now() + Duration::from_millis(10);
+    // What is measured begins after the warm-up.
+    let measured_from = start + args.warm_up;
+    let mut outcome = Outcome::new(measured_from, warm_up)?;
+    let schedule = Schedule::new(start, args.rate);
+    let mut arrivals = Arrivals { measured: Measured::new(measured_from)?, records: 0, warm_up, schedule };
+    let (sent, collected, arrived) = tokio::join!(
         send(&producer, &facts.name, args.size as usize, schedule, records, groups),
         outcome.collect(receiver),
         arrivals.receive(consumer, records, global.timeout),
     );
     sent.context("send")?;
+    collected?;
+    let effort = generator.effort();
     if !outcome.is_good() {
-        return Ok(Answer::No);
+        return Ok(None);
     }
     arrived?;
     let mut more = Map::new();
     more.insert("size".to_owned(), json!(args.size));
     more.insert("rate".to_owned(), json!(args.rate));
     more.insert("stage".to_owned(), json!(outcome.stage.map(stage_name)));
-    more.insert("acknowledged_us".to_owned(), outcome.latencies.json());
-    let measured = arrivals.latencies.count();
-    let report = Report {
+    more.insert("acknowledged_us".to_owned(), outcome.measured.latencies.json());
+    let count = arrivals.measured.latencies.count();
+    Ok(Some(Report {
         bench: "latency",
-        topic: &facts,
-        records: measured,
-        bytes: measured * u64::from(args.size),
+        topic: facts.clone(),
+        records: count,
+        bytes: count * u64::from(args.size),
         elapsed: args.duration,
         latency_of: "due to consumed",
-        latencies: &arrivals.latencies,
+        measured: arrivals.measured,
         acks: Some(acks_name(args.acks)),
+        effort,
         more,
-    };
-    report.print(global)?;
-    if global.output == crate::args::Output::Table {
-        output::line(format!("until acknowledged: {}", outcome.latencies.text()))?;
-    }
-    Ok(Answer::Yes)
+        lines: vec![format!("until acknowledged: {}", outcome.measured.latencies.text())],
+    }))
 }
 
 fn records_in(duration: Duration, rate: u64) -> u64 {
@@ -97,7 +118,7 @@ async fn send(
 }
 
 struct Arrivals {
-    latencies: Latencies,
+    measured: Measured,
     records: u64,
     warm_up: u64,
     schedule: Schedule,
@@ -124,7 +145,7 @@ impl Arrivals {
                     format!("offset {}: does somebody else write to this topic?", record.offset)
                 })?;
                 if sequence >= self.warm_up {
-                    self.latencies.add(now.saturating_duration_since(self.schedule.due(sequence)), 1);
+                    self.measured.add(now, now.saturating_duration_since(self.schedule.due(sequence)), 1)?;
                 }
                 self.records += 1;
             }

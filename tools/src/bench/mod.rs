@@ -1,14 +1,20 @@
 //! `highwater bench …`: how fast a running broker is, from where its clients are.
 
 mod acknowledge;
+mod chart;
 mod consume;
+mod csv;
 mod failover;
+mod fanout;
+mod html;
 mod latency;
+mod machine;
 mod pauses;
 mod payload;
 mod produce;
 pub(crate) mod report;
 mod schedule;
+mod series;
 mod topic;
 
 use crate::args::{BenchCommand, Global};
@@ -21,6 +27,7 @@ pub(crate) async fn run(global: &Global, command: BenchCommand) -> anyhow::Resul
     match command {
         BenchCommand::Produce(args) => produce::run(global, &client, args).await,
         BenchCommand::Consume(args) => consume::run(global, &client, args).await,
+        BenchCommand::Fanout(args) => fanout::run(global, &client, args).await,
         BenchCommand::Failover(args) => failover::run(global, &client, args).await,
         BenchCommand::Latency(args) => latency::run(global, &client, args).await,
     }

@@ -8,8 +8,9 @@ use serde_json::{Map, json};
 use tokio::sync::mpsc;
 
 use super::acknowledge::{self, Deliveries, Group, Outcome, Since};
+use super::machine::Generator;
 use super::payload::Payloads;
-use super::report::{Report, acks_name};
+use super::report::{Report, acks_name, publish};
 use super::schedule::Schedule;
 use super::topic::{self, TopicFacts};
 use crate::args::{BenchProduceArgs, Global};
@@ -19,11 +20,28 @@ use crate::output::{Answer, Progress, Unit};
 /// Records that are sent before others of the program get their turn, with one send each.
 const TURN: u64 = 64;
 
-/// Runs the bench.
+/// Runs the bench, as often as asked.
 pub(crate) async fn run(global: &Global, client: &Client, args: BenchProduceArgs) -> anyhow::Result<Answer> {
     let facts = topic::prepare(client, &args.topic).await?;
+    let mut runs = Vec::new();
+    let mut answer = Answer::Yes;
+    for _run in 0..args.repeat {
+        let (report, is_good) = once(client, &args, &facts).await?;
+        runs.push(report);
+        if !is_good {
+            answer = Answer::No;
+        }
+    }
+    publish(global, &args.report, &runs)?;
+    Ok(answer)
+}
+
+async fn once(
+    client: &Client,
+    args: &BenchProduceArgs,
+    facts: &TopicFacts,
+) -> anyhow::Result<(Report, bool)> {
     let (groups, receiver) = acknowledge::channel();
-    let mut outcome = Outcome::new(0)?;
     let producer = client
         .producer()
         .acks(args.send.acks.into())
@@ -33,18 +51,22 @@ pub(crate) async fn run(global: &Global, client: &Client, args: BenchProduceArgs
         .memory_bytes(usize::try_from(args.in_flight)?)
         .idempotent(!args.no_idempotence)
         .build();
+    let generator = Generator::start();
     let start = Instant::now();
+    let mut outcome = Outcome::new(start, 0)?;
     let sender = Sender {
         producer: &producer,
-        args: &args,
-        topic: &facts,
+        args,
+        topic: facts,
         payloads: Payloads::default(),
         scratch: Vec::new(),
         schedule: args.rate.map(|rate| Schedule::new(start, rate)),
         progress: Progress::new(Some(args.send.records), Unit::Records),
     };
-    let (sent, ()) = tokio::join!(sender.run(groups), outcome.collect(receiver));
+    let (sent, collected) = tokio::join!(sender.run(groups), outcome.collect(receiver));
     sent.context("send")?;
+    collected?;
+    let effort = generator.effort();
     let elapsed = outcome.last.unwrap_or(start) - start;
     let mut more = Map::new();
     more.insert("size".to_owned(), json!(args.send.size));
@@ -56,19 +78,21 @@ pub(crate) async fn run(global: &Global, client: &Client, args: BenchProduceArgs
     more.insert("stage".to_owned(), json!(outcome.stage.map(stage_name)));
     more.insert("unknown".to_owned(), json!(outcome.unknown));
     more.insert("failed".to_owned(), json!(outcome.failed));
+    let is_good = outcome.is_good();
     let report = Report {
         bench: "produce",
-        topic: &facts,
+        topic: facts.clone(),
         records: outcome.acknowledged,
         bytes: outcome.acknowledged * u64::from(args.send.size),
         elapsed,
         latency_of: if args.rate.is_some() { "due to acknowledged" } else { "send to acknowledged" },
-        latencies: &outcome.latencies,
+        measured: outcome.measured,
         acks: Some(acks_name(args.send.acks)),
+        effort,
         more,
+        lines: Vec::new(),
     };
-    report.print(global)?;
-    Ok(if outcome.is_good() { Answer::Yes } else { Answer::No })
+    Ok((report, is_good))
 }
 
 struct Sender<'a> {

@@ -1,13 +1,15 @@
 //! The topic of a bench: made when asked for, and asked about what it promises.
 
+use std::collections::BTreeMap;
+
 use anyhow::Context;
-use highwater_client::{Client, ErrorKind, NewTopic};
+use highwater_client::{Client, ErrorKind, NewTopic, PartitionId, StartAt};
 
 use crate::args::BenchTopicArgs;
 use crate::topic::setting;
 
 /// What the broker says about a topic.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct TopicFacts {
     pub(crate) name: String,
     pub(crate) partitions: u32,
@@ -73,6 +75,19 @@ pub(crate) async fn ask(client: &Client, name: &str) -> anyhow::Result<TopicFact
         replication: topic.replication,
         durability,
     })
+}
+
+/// Records in all partitions of a topic that was not compacted.
+pub(crate) async fn records_there(client: &Client, topic: &str) -> anyhow::Result<u64> {
+    let admin = client.admin();
+    let starts = admin.list_offsets(topic, &[], StartAt::Earliest).await?;
+    let ends = admin.list_offsets(topic, &[], StartAt::Latest).await?;
+    let starts: BTreeMap<PartitionId, u64> =
+        starts.into_iter().map(|listed| (listed.partition, listed.offset.get())).collect();
+    let there = |listed: &highwater_client::ListedOffset| {
+        listed.offset.get().saturating_sub(starts.get(&listed.partition).copied().unwrap_or(0))
+    };
+    Ok(ends.iter().map(there).sum())
 }
 
 fn same_durability(one: &str, other: &str) -> bool {

@@ -36,6 +36,7 @@ const COMMANDS: &[&[&str]] = &[
     &["bench", "consume"],
     &["bench", "latency"],
     &["bench", "failover"],
+    &["bench", "fanout"],
     &["completions"],
 ];
 
