@@ -110,9 +110,8 @@ fn tables_for_people_and_refusals() {
     }
 }
 
-#[test]
-fn a_group_with_members_is_left_alone() {
-    let (broker, _) = with_lines(10);
+/// A consumer of group `g` that has read and committed what is there.
+fn member_that_has_everything(broker: &Broker) -> crate::harness::Running {
     let member = crate::harness::Running::start(broker.command(&["consume", "t", "--group", "g"]));
     crate::harness::wait_for("the member", || {
         let output = run(broker.command(&["group", "describe", "g", "--output", "json"]));
@@ -120,6 +119,23 @@ fn a_group_with_members_is_left_alone() {
         let group = &described["groups"][0];
         (group["members"].as_array()?.len() == 1 && group["lag"] == 0).then_some(())
     });
+    member
+}
+
+#[test]
+fn a_member_that_is_terminated_leaves_its_group_at_once() {
+    let (broker, _) = with_lines(10);
+    let member = member_that_has_everything(&broker);
+    member.signal(rustix::process::Signal::TERM);
+    check(&member.finish(), 0, &["consume, terminated"]);
+    // Nobody waits for the end of its session.
+    broker.good(&["group", "delete", "g"]);
+}
+
+#[test]
+fn a_group_with_members_is_left_alone() {
+    let (broker, _) = with_lines(10);
+    let member = member_that_has_everything(&broker);
     for arguments in
         [&["group", "delete", "g"][..], &["group", "reset", "g", "--to", "earliest", "--execute"]]
     {
