@@ -83,7 +83,7 @@ fn changed_targets(
         .zip(given)
         .filter(|((_, _, member), partitions)| {
             let same = member.target.as_ref().is_some_and(|target| *target.partitions == **partitions);
-            let valid = member.current.is_none() || member.valid_target().is_some();
+            let valid = member.current.is_none() || member.valid_target(membership.assigned()).is_some();
             !(same && valid)
         })
         .map(|((id, _, _), partitions)| (Arc::clone(id), partitions))

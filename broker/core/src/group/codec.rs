@@ -162,6 +162,7 @@ fn put_profile(out: &mut Vec<u8>, profile: &Profile) {
     }
     put_option(out, profile.subscription.pattern.as_deref());
     out.extend_from_slice(&profile.joined.to_le_bytes());
+    out.extend_from_slice(&profile.subscribed.to_le_bytes());
     out.push(u8::from(profile.away));
 }
 
@@ -303,6 +304,7 @@ impl<'a> Reader<'a> {
                 pattern: self.option()?,
             },
             joined: self.u32()?,
+            subscribed: self.u32()?,
             away: self.flag()?,
         };
         self.end().map(|()| profile)

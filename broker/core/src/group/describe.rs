@@ -40,7 +40,7 @@ impl GroupShard {
             coordinator: 0,
             members: membership
                 .members()
-                .map(|(id, profile, member)| described_member(now, id, profile, member))
+                .map(|(id, profile, member)| described_member(now, membership, id, profile, member))
                 .collect(),
             offsets: partitions.into_iter().map(|partition| self.lag(now, group, partition)).collect(),
         };
@@ -94,18 +94,24 @@ fn state_name(membership: &Membership) -> &'static str {
         "empty"
     } else if membership.is_assignment_due() {
         "assigning"
-    } else if membership.members().all(|(_, _, member)| member.is_settled()) {
+    } else if membership.members().all(|(_, _, member)| member.is_settled(membership.assigned())) {
         "stable"
     } else {
         "moving"
     }
 }
 
-fn described_member(now: Now, id: &Arc<str>, profile: &Profile, member: &Member) -> GroupMember {
+fn described_member(
+    now: Now,
+    membership: &Membership,
+    id: &Arc<str>,
+    profile: &Profile,
+    member: &Member,
+) -> GroupMember {
     let current = member.current.clone().unwrap_or_default();
     let state = if profile.away {
         "away"
-    } else if member.is_settled() {
+    } else if member.is_settled(membership.assigned()) {
         "stable"
     } else if current.revoking.is_empty() {
         "waiting"

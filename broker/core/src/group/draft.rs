@@ -96,7 +96,7 @@ pub(super) fn reconciled(
     {
         next.revoking.retain(|partition, _| owned.contains(partition));
     }
-    if let Some(target) = member.valid_target() {
+    if let Some(target) = member.valid_target(membership.assigned()) {
         if target.generation > current.generation {
             next.generation = target.generation;
             let wanted = |partition: &TopicPartition| target.partitions.binary_search(partition).is_ok();

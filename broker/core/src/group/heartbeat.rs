@@ -47,9 +47,16 @@ impl GroupShard {
         let owned = request.owned.as_ref().map(partitions_of).transpose()?;
         let seen = owned.as_ref().map(|owned| (request.generation, owned));
         let wanted = request.subscription.as_ref().map(subscription_of).transpose()?;
-        if let Some(subscription) = wanted.filter(|subscription| *subscription != profile.subscription) {
+        // What was said under an earlier generation, or before the member was told what came of an earlier change, may
+        // have been on its way for long. The member says it again after the reply.
+        let timely = (request.generation == current.generation
+            && member.valid_target(membership.assigned()).is_some())
+            || cfg!(hw_mutate = "group_subscription_of_an_old_heartbeat");
+        let wanted = wanted.filter(|subscription| timely && *subscription != profile.subscription);
+        if let Some(subscription) = wanted {
             let mut draft = Draft::new(name, membership.clone(), now);
-            let profile = Profile { subscription, ..(**profile).clone() };
+            let subscribed = membership.generation() + 1;
+            let profile = Profile { subscription, subscribed, ..(**profile).clone() };
             draft.push(Change::Member(Arc::clone(id), Some(Arc::new(profile))));
             draft.raise_generation(membership.assignor().unwrap_or(self.config.assignor));
             draft.assign_if_due(&self.topics);
@@ -57,7 +64,7 @@ impl GroupShard {
             let reply = self.reply(&draft.membership, id, request, owned.as_ref(), true);
             return Ok(Decision::reply(Reply::Heartbeat(reply)).heard(name, id).with(draft));
         }
-        let settled = member.is_settled() && request.generation == current.generation;
+        let settled = member.is_settled(membership.assigned()) && request.generation == current.generation;
         let next = if settled { None } else { reconciled(membership, id, member, seen) };
         let Some(next) = next else {
             let reply = self.reply(membership, id, request, owned.as_ref(), false);
@@ -101,7 +108,7 @@ impl GroupShard {
 
     fn interval(&self, membership: &Membership, profile: &Profile, member: &Member) -> Duration {
         let regular = self.regular_interval(profile);
-        if member.is_settled() && !membership.is_assignment_due() {
+        if member.is_settled(membership.assigned()) && !membership.is_assignment_due() {
             return regular;
         }
         let members = u64::try_from(membership.member_count()).unwrap_or(u64::MAX);

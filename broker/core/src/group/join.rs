@@ -30,16 +30,30 @@ impl GroupShard {
         let profile = self.profile_of(request, host, membership.generation() + 1)?;
         let instead_of = self.whose_place(now, request, &membership)?;
         let id: Arc<str> = Arc::from(request.member_id.as_str());
-        if membership.member(&id).is_none() && instead_of.is_none() {
+        let is_there =
+            membership.member(&id).map(|(_, profile, member)| !profile.away && member.current.is_some());
+        if is_there.is_none() && instead_of.is_none() {
             self.check_room(request, &membership, known.is_some())?;
         }
         let mut draft = Draft::new(&name, membership, now);
+        if is_there == Some(true) && !cfg!(hw_mutate = "group_join_starts_over") {
+            return Ok(self.join_again(draft, &id, request));
+        }
         enter(&mut draft, &id, profile, instead_of.as_ref(), assignor);
         draft.assign_if_due(&self.topics);
         draft.reconcile(&id, None);
         draft.events.push(Event::Joined { group: Arc::clone(&name), member: Arc::clone(&id), instead_of });
         let reply = self.reply(&draft.membership, &id, request, None, true);
         Ok(Decision::reply(Reply::Heartbeat(reply)).heard(&name, &id).with(draft))
+    }
+
+    /// The member is there already: the answer to its join was lost, or this is a join that was on its way for long. In
+    /// neither case may it cost the member what it has been given since.
+    fn join_again(&self, mut draft: Draft, id: &Arc<str>, request: &GroupHeartbeatRequest) -> Decision {
+        let name = Arc::clone(draft.group());
+        draft.reconcile(id, None);
+        let reply = self.reply(&draft.membership, id, request, None, true);
+        Decision::reply(Reply::Heartbeat(reply)).heard(&name, id).with(draft)
     }
 
     fn assignor_of(
@@ -94,6 +108,7 @@ impl GroupShard {
             )?,
             subscription: subscription_of(subscription)?,
             joined,
+            subscribed: joined,
             away: false,
         })
     }
@@ -177,8 +192,12 @@ fn enter(
     // What it may own is nothing before it has a target of this generation: then it gets that as new.
     draft.push(Change::Current(Arc::clone(id), Some(Current { generation, ..Current::default() })));
     if let Some((target, alike)) = inherited {
+        // Otherwise an assignment of this very generation follows: what was inherited is where it starts from, and not
+        // yet the member's, or the two could not be told apart.
+        let is_final = alike && same_assignor && !was_due;
+        let generation = if is_final { generation } else { target.generation };
         draft.push(Change::Target(Arc::clone(id), Some(Target { generation, ..target })));
-        if alike && same_assignor && !was_due {
+        if is_final {
             draft.set_assigned();
         }
     }

@@ -54,15 +54,21 @@ impl Member {
         self.revoking_since.map_or(session, |since| since.after(rebalance).min(session))
     }
 
-    /// What it is to have, if that was decided since it joined.
-    pub(super) fn valid_target(&self) -> Option<&Target> {
-        let current = self.current.as_ref()?;
-        self.target.as_ref().filter(|target| target.generation >= current.generation)
+    /// What it is to have, if that was decided since it joined and has this subscription, by an assignment that is
+    /// complete: `assigned` is the last one that is. A target of a later generation is from a coordinator that died
+    /// before it had recorded all of them; another one may decide otherwise under the same number.
+    pub(super) fn valid_target(&self, assigned: u32) -> Option<&Target> {
+        let from = self.current.as_ref()?.generation.max(self.profile.as_ref()?.subscribed);
+        let complete =
+            |target: &Target| target.generation <= assigned || cfg!(hw_mutate = "group_half_an_assignment");
+        self.target.as_ref().filter(|target| target.generation >= from && complete(target))
     }
 
     /// It owns what it is to have, and nothing else.
-    pub(super) fn is_settled(&self) -> bool {
-        let (Some(current), Some(target)) = (&self.current, self.valid_target()) else { return false };
+    pub(super) fn is_settled(&self, assigned: u32) -> bool {
+        let (Some(current), Some(target)) = (&self.current, self.valid_target(assigned)) else {
+            return false;
+        };
         current.generation == target.generation
             && current.revoking.is_empty()
             && current.assigned.keys().eq(target.partitions.iter())
@@ -72,6 +78,11 @@ impl Member {
 impl Membership {
     pub(super) fn generation(&self) -> u32 {
         self.epochs.map_or(0, |epochs| epochs.generation)
+    }
+
+    /// The last generation whose targets are all there.
+    pub(super) fn assigned(&self) -> u32 {
+        self.epochs.map_or(0, |epochs| epochs.assigned)
     }
 
     /// Members, subscriptions or topics have changed since targets were made.

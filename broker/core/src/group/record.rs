@@ -66,6 +66,8 @@ pub struct Profile {
     pub subscription: Subscription,
     /// The generation in which it (last) joined: nothing from before concerns it.
     pub joined: u32,
+    /// The generation in which it got this subscription: targets from before are not for it.
+    pub subscribed: u32,
     /// A static member that has stopped for a restart.
     pub away: bool,
 }

@@ -2,4 +2,8 @@
 #![cfg(test)]
 
 mod bench;
+mod dice;
+mod histories;
+mod oracle;
 mod scenarios;
+mod world;

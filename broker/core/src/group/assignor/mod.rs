@@ -6,6 +6,8 @@
 
 mod consistent;
 mod range;
+#[cfg(test)]
+mod tests;
 mod uniform;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -8,22 +8,11 @@ use std::collections::BTreeMap;
 use super::Field;
 
 pub(super) fn assign(field: &mut Field<'_>) {
-    let order: Vec<(u32, &str)> = field
-        .candidates
-        .iter()
-        .map(|candidate| {
-            let lowest = candidate.has.iter().map(|partition| partition.partition.get()).min();
-            (lowest.unwrap_or(u32::MAX), candidate.name)
-        })
-        .collect();
     let mut by_topic: BTreeMap<_, Vec<usize>> = BTreeMap::new();
     for (index, partition) in field.partitions.iter().enumerate() {
         by_topic.entry(partition.topic_id).or_default().push(index);
     }
-    let mut in_order: Vec<Vec<usize>> = field.classes.iter().map(|class| class.members.clone()).collect();
-    for members in &mut in_order {
-        members.sort_by_key(|member| order.get(*member));
-    }
+    let in_order: Vec<Vec<usize>> = (0..field.classes.len()).map(|class| in_order(field, class)).collect();
     for partitions in by_topic.values() {
         let class = partitions.first().and_then(|first| field.class_of.get(*first));
         let Some(members) = class.and_then(|class| in_order.get(*class)) else { continue };
@@ -42,4 +31,23 @@ pub(super) fn assign(field: &mut Field<'_>) {
             }
         }
     }
+}
+
+/// The members of a class in the order in which they have its partitions.
+fn in_order(field: &Field<'_>, class: usize) -> Vec<usize> {
+    let Some(class) = field.classes.get(class) else { return Vec::new() };
+    let mut lowest: BTreeMap<usize, u32> = BTreeMap::new();
+    for &partition in &class.partitions {
+        let owner = field.owners.get(partition).copied().flatten();
+        if let (Some(owner), Some(partition)) = (owner, field.partitions.get(partition)) {
+            let lowest = lowest.entry(owner).or_insert(u32::MAX);
+            *lowest = partition.partition.get().min(*lowest);
+        }
+    }
+    let mut members = class.members.clone();
+    members.sort_by_key(|member| {
+        let name = field.candidates.get(*member).map_or("", |candidate| candidate.name);
+        (lowest.get(member).copied().unwrap_or(u32::MAX), name)
+    });
+    members
 }
