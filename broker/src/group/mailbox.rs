@@ -133,3 +133,83 @@ pub(super) fn loading(partition: TopicPartition) -> ApiError {
         ),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use highwater_broker_core::group::Request;
+    use highwater_protocol::ids::{PartitionId, TopicId};
+    use tokio::sync::oneshot;
+
+    use super::super::question::Outcome;
+    use super::*;
+
+    fn mailbox(state: State) -> Mailbox {
+        let mailbox = Mailbox::new(TopicPartition::new(TopicId(1), PartitionId(3)));
+        mailbox.set_state(state);
+        mailbox
+    }
+
+    fn push(mailbox: &Mailbox, bytes: usize) -> oneshot::Receiver<Outcome> {
+        let (question, answer) = Question::of_task(Request::List, bytes);
+        mailbox.push(question);
+        answer
+    }
+
+    fn refused(answer: &mut oneshot::Receiver<Outcome>) -> Option<ErrorCode> {
+        match answer.try_recv() {
+            Ok(outcome) => Some(outcome.unwrap_err().code),
+            Err(_) => None,
+        }
+    }
+
+    #[test]
+    fn what_waits_is_bounded_in_number_and_in_bytes() {
+        let waiting = mailbox(State::Serving);
+        let mut answers: Vec<_> = (0..QUESTIONS_MAX).map(|_| push(&waiting, 0)).collect();
+        assert_eq!(refused(answers.last_mut().unwrap()), None);
+        assert_eq!(refused(&mut push(&waiting, 0)), Some(ErrorCode::Busy));
+        let mut taken = Vec::new();
+        waiting.take(1, &mut taken);
+        assert_eq!(refused(&mut push(&waiting, 0)), None, "there is room again");
+
+        let heavy = mailbox(State::Serving);
+        let mut first = push(&heavy, QUESTION_BYTES_MAX - 1);
+        let mut second = push(&heavy, 10);
+        assert_eq!((refused(&mut first), refused(&mut second)), (None, None));
+        assert_eq!(refused(&mut push(&heavy, 1)), Some(ErrorCode::Busy));
+        taken.clear();
+        heavy.take(1, &mut taken);
+        assert_eq!(taken.len(), 1);
+        let third = push(&heavy, QUESTION_BYTES_MAX);
+        assert_eq!(refused(&mut push(&heavy, 1)), Some(ErrorCode::Busy));
+        drop(third);
+    }
+
+    #[tokio::test]
+    async fn what_is_not_taken_at_once_wakes_its_owner_again() {
+        let waiting = mailbox(State::Serving);
+        let _answers: Vec<_> = (0..3).map(|_| push(&waiting, 1)).collect();
+        let mut taken = Vec::new();
+        for left in [1, 0] {
+            waiting.wait().await;
+            waiting.take(2, &mut taken);
+            assert_eq!(taken.len(), 3 - left);
+        }
+    }
+
+    #[test]
+    fn nobody_waits_for_a_shard_that_does_not_serve() {
+        assert_eq!(refused(&mut push(&mailbox(State::Away), 1)), Some(ErrorCode::NotCoordinator));
+        let waiting = mailbox(State::Loading);
+        assert_eq!(refused(&mut push(&waiting, 1)), Some(ErrorCode::CoordinatorLoading));
+        waiting.set_state(State::Serving);
+        let mut answer = push(&waiting, 1);
+        assert_eq!(refused(&mut answer), None);
+        waiting.set_state(State::Away);
+        assert_eq!(refused(&mut answer), Some(ErrorCode::NotCoordinator));
+        // A question that is dropped answers too.
+        let (question, mut answer) = Question::of_task(Request::List, 1);
+        drop(question);
+        assert_eq!(refused(&mut answer), Some(ErrorCode::NotCoordinator));
+    }
+}

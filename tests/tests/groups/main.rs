@@ -5,5 +5,6 @@
 #![cfg(test)]
 
 mod coordinator_kills;
+mod coordinator_pauses;
 mod many_members;
 mod replay;
