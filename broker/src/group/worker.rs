@@ -71,21 +71,31 @@ impl Worker {
             match self.lead(epoch).await {
                 End::Over => pause = RELOAD_PAUSE,
                 End::Failed(error) => {
-                    warn!(
-                        partition = %self.handle.partition(), %error,
-                        "the state of groups is read again: what was decided could not be written, or the log not read"
-                    );
                     self.mailbox.set_state(State::Loading);
                     if begun.elapsed() > RELOAD_PAUSE_MAX * 2 {
                         pause = RELOAD_PAUSE;
                     }
-                    // Earlier if another epoch begins.
+                    // Earlier if another epoch begins: a batch that was refused because of that is told of first.
                     let _changed = tokio::time::timeout(pause, self.leading.changed()).await;
                     pause = (pause * 2).min(RELOAD_PAUSE_MAX);
+                    self.tell(epoch, &error);
                 }
             }
         }
         self.mailbox.set_state(State::Away);
+    }
+
+    /// Why the state of groups is read again.
+    fn tell(&self, epoch: LeaderEpoch, error: &ApiError) {
+        let partition = self.handle.partition();
+        if self.leads(epoch) {
+            warn!(
+                %partition, %error,
+                "the state of groups is read again: what was decided could not be written, or the log not read"
+            );
+        } else {
+            debug!(%partition, %error, "coordinates no longer");
+        }
     }
 
     /// Coordinates at one leader epoch.

@@ -185,13 +185,22 @@ async fn watch(coordinators: Arc<Coordinators>, ledger: Arc<Ledger>) -> Result<u
     Ok(looks)
 }
 
-/// Kills the coordinator, waits until everything is committed again, and brings it back.
-async fn kill_once(
+/// How a broker ends.
+#[derive(Debug, Clone, Copy)]
+enum End {
+    Kill,
+    /// In order: it hands over first.
+    Stop,
+}
+
+/// Ends the coordinator, waits until everything is committed again, and brings it back.
+async fn end_once(
     brokers: &mut Brokers,
     coordinators: &Coordinators,
     ledger: &Ledger,
     times: &mut Histogram<u64>,
     random: &mut Random,
+    how: End,
 ) -> Result<()> {
     brokers.in_sync(INTERNAL).await?;
     brokers.in_sync(TOPIC).await?;
@@ -200,9 +209,17 @@ async fn kill_once(
     let is_it = |node: &u32| brokers.address(*node).is_ok_and(|known| known.to_string() == address);
     let victim = nodes.find(is_it).with_context(|| format!("no broker listens on {address}"))?;
     wait::random_moment(random, Duration::from_millis(300)).await;
-    brokers.node(victim)?.kill9()?;
-    let killed = Instant::now();
-    for time in ledger.committed_since(killed).await.with_context(|| format!("broker {victim} was killed"))? {
+    match how {
+        End::Kill => brokers.node(victim)?.kill9()?,
+        End::Stop => {
+            let status = brokers.node(victim)?.terminate()?;
+            ensure!(status.success(), "broker {victim} ended with {status}");
+        }
+    }
+    let ended = Instant::now();
+    for time in
+        ledger.committed_since(ended).await.with_context(|| format!("broker {victim} is gone: {how:?}"))?
+    {
         times.saturating_record(u64::try_from(time.as_micros())?);
     }
     brokers.node(victim)?.start_again()?;
@@ -272,16 +289,17 @@ impl Group {
     }
 }
 
-async fn kill_all(
+async fn end_all(
     brokers: &mut Brokers,
     group: &Group,
     times: &mut Histogram<u64>,
     kills: u64,
     seed: u64,
+    how: End,
 ) -> Result<u32> {
     let mut random = Random::new(seed);
     for kill in 1..=kills {
-        let killed = kill_once(brokers, &group.coordinators, &group.ledger, times, &mut random).await;
+        let killed = end_once(brokers, &group.coordinators, &group.ledger, times, &mut random, how).await;
         killed.with_context(|| format!("kill {kill}"))?;
         ensure!(!group.has_ended(), "a member has ended after kill {kill}");
         if kill % 10 == 0 {
@@ -291,19 +309,19 @@ async fn kill_all(
     group.is_whole().await
 }
 
-async fn run(brokers: &mut Brokers, kills: u64, seed: u64) -> Result<()> {
+async fn run(brokers: &mut Brokers, kills: u64, seed: u64, how: End) -> Result<()> {
     brokers.create_topic(TOPIC, PARTITIONS).await?;
     let group = Group::start(brokers).await?;
     let ledger = Arc::clone(&group.ledger);
     let mut times = micros_histogram()?;
-    let killed = kill_all(brokers, &group, &mut times, kills, seed).await;
+    let killed = end_all(brokers, &group, &mut times, kills, seed, how).await;
     // What a member or the watcher has found says more than what was waited for.
     let Finished { looks, fenced, longest_silence } = group.finish().await?;
     let generation = killed?;
     let at = |quantile| times.value_at_quantile(quantile) as f64 / 1e6;
     println!(
-        "{kills} kills of the coordinator's broker: {} commits, {looks} looks at all positions, members that had to join \
-         again: {fenced}, generation {generation}; from the kill to the next commit of a partition, s: p50 {:.3} p99 {:.3} \
+        "{kills} times ({how:?}) the coordinator's broker: {} commits, {looks} looks at all positions, members that had to join \
+         again: {fenced}, generation {generation}; from the end to the next commit of a partition, s: p50 {:.3} p99 {:.3} \
          max {:.3}; longest silence of a member {longest_silence:?}",
         ledger.commits.load(Ordering::Relaxed),
         at(0.5),
@@ -318,5 +336,13 @@ async fn positions_never_go_back_and_nobody_is_lost_when_coordinators_are_killed
     let (kills, seed) = (setting("HIGHWATER_KILLS", 3), setting("HIGHWATER_SEED", 1));
     println!("seed {seed}, {kills} kills");
     let mut brokers = Brokers::start(Setup::default()).await.unwrap();
-    run(&mut brokers, kills, seed).await.unwrap_or_else(|error| panic!("seed {seed}: {error:?}"));
+    run(&mut brokers, kills, seed, End::Kill).await.unwrap_or_else(|error| panic!("seed {seed}: {error:?}"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn positions_never_go_back_and_nobody_is_lost_when_coordinators_are_stopped() {
+    let (stops, seed) = (setting("HIGHWATER_STOPS", 2), setting("HIGHWATER_SEED", 1));
+    println!("seed {seed}, {stops} stops");
+    let mut brokers = Brokers::start(Setup::default()).await.unwrap();
+    run(&mut brokers, stops, seed, End::Stop).await.unwrap_or_else(|error| panic!("seed {seed}: {error:?}"));
 }
