@@ -17,7 +17,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::observe::tracing::LogFormat;
 
+mod cleaner;
 mod voters;
+pub use cleaner::CleanerConfig;
 pub use voters::{VoterAddress, Voters};
 
 /// A number of bytes: `1048576`, `64KiB`, `256MiB`.
@@ -137,6 +139,12 @@ pub struct Settings {
     /// How often every stored byte is read and compared with its checksum [default: 1h]
     #[arg(long, env = "HIGHWATER_SCRUB_INTERVAL", value_name = "TIME")]
     pub scrub_interval: Option<Span>,
+    /// Bytes that compaction may read and write in a second [default: 64MiB]
+    #[arg(long, env = "HIGHWATER_CLEANER_RATE", value_name = "BYTES")]
+    pub cleaner_rate: Option<Bytes>,
+    /// Memory for the keys of a log that is compacted [default: 32MiB]
+    #[arg(long, env = "HIGHWATER_CLEANER_MEMORY", value_name = "BYTES")]
+    pub cleaner_memory: Option<Bytes>,
     /// The failure domain that the broker is in
     #[arg(long, env = "HIGHWATER_RACK", value_name = "NAME")]
     pub rack: Option<String>,
@@ -221,6 +229,8 @@ const KEYS: &[&str] = &[
     "cluster_secret",
     "lease",
     "scrub_interval",
+    "cleaner_rate",
+    "cleaner_memory",
     "rack",
     "worker_threads",
     "port_file",
@@ -314,6 +324,8 @@ impl Settings {
             cluster_secret,
             lease,
             scrub_interval,
+            cleaner_rate,
+            cleaner_memory,
             rack,
             worker_threads,
             port_file,
@@ -372,6 +384,8 @@ pub struct Config {
     pub lease: Duration,
     /// See [`Settings::scrub_interval`].
     pub scrub_interval: Duration,
+    /// See [`Settings::cleaner_rate`] and [`Settings::cleaner_memory`].
+    pub cleaner: CleanerConfig,
     /// See [`Settings::rack`].
     pub rack: String,
     /// See [`Settings::worker_threads`].
@@ -426,6 +440,7 @@ impl Default for Config {
             cluster_secret: String::new(),
             lease: Duration::from_secs(2),
             scrub_interval: Duration::from_secs(3600),
+            cleaner: CleanerConfig::default(),
             rack: String::new(),
             worker_threads: default_worker_threads(),
             port_file: None,
@@ -494,6 +509,14 @@ impl Config {
             cluster_secret: settings.cluster_secret.unwrap_or_default(),
             lease: settings.lease.map_or(default.lease, |span| span.0),
             scrub_interval: settings.scrub_interval.map_or(default.scrub_interval, |span| span.0),
+            cleaner: CleanerConfig {
+                bytes_per_second: settings
+                    .cleaner_rate
+                    .map_or(default.cleaner.bytes_per_second, |bytes| bytes.0),
+                memory_bytes: settings
+                    .cleaner_memory
+                    .map_or(default.cleaner.memory_bytes, |bytes| bytes.0 as usize),
+            },
             rack: settings.rack.unwrap_or(default.rack),
             worker_threads: settings.worker_threads.unwrap_or(default.worker_threads),
             port_file: settings.port_file,

@@ -209,12 +209,11 @@ pub(crate) fn data(
     stop: &CancellationToken,
 ) -> Data {
     let services = Arc::new(Services::new(
-        config.node_id,
+        config,
         env,
         state.store,
         Arc::clone(metrics),
         controller.clone(),
-        config.scrub_interval,
         stop.clone(),
     ));
     let partitions = Arc::new(Partitions::default());

@@ -4,8 +4,10 @@
 pub mod brokers;
 pub mod cluster;
 pub mod failing_flush;
+pub mod keyed_load;
 pub mod lossy;
 pub mod members;
+pub mod metrics;
 pub mod namespaces;
 pub mod oracle;
 pub mod peer;

@@ -1,6 +1,7 @@
 //! `highwater verify`: are the replicas of a topic the same? While everything runs.
 
 mod compare;
+mod tables;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -18,6 +19,9 @@ use crate::args::{Global, Output, VerifyArgs};
 use crate::connect::connect;
 use crate::output::{self, Answer, Progress, Unit};
 use compare::{Finding, Replicas, Seen, compare};
+
+/// How often a comparison is begun again because compaction has overtaken it.
+const OVERTAKEN_MAX: u32 = 10;
 
 /// How often a replica is asked again that has not heard of the high watermark yet.
 const LOOK: Duration = Duration::from_millis(20);
@@ -50,6 +54,8 @@ pub(crate) async fn run(global: &Global, args: VerifyArgs) -> anyhow::Result<Ans
 #[derive(Debug)]
 pub(crate) struct Verified {
     partition: u32,
+    /// The last record of each key was compared, because the replicas are compacted: they need not have the same batches.
+    by_keys: bool,
     /// Compared, of the first replica.
     range: Range<u64>,
     seen: Seen,
@@ -64,7 +70,7 @@ impl Verified {
         self.missing.is_empty() && self.replicas.iter().all(Finding::is_equal)
     }
 
-    /// Batches that were compared.
+    /// Batches that were compared, or records.
     pub(crate) const fn batches(&self) -> u64 {
         self.seen.batches
     }
@@ -91,6 +97,7 @@ impl Verified {
             "start": self.range.start,
             "end": self.range.end,
             "batches": self.seen.batches,
+            "by_keys": self.by_keys,
             "replicas": self.replicas.iter().map(replica).chain(self.missing.iter().map(missing)).collect::<Vec<_>>(),
         })
     }
@@ -123,6 +130,12 @@ impl Verified {
         }
         for (node, error) in &self.missing {
             say(*node, format!("not compared: {error}"));
+        }
+        if self.by_keys {
+            remarks.push(format!(
+                "partition {}: it is compacted, so the last record of each key was compared",
+                self.partition
+            ));
         }
         remarks
     }
@@ -211,6 +224,29 @@ impl Replicas for Asked {
         range: Range<u64>,
         bytes_max: u32,
     ) -> anyhow::Result<ReplicaChecksumReply> {
+        self.ask(node, range, bytes_max, None).await
+    }
+
+    async fn table(
+        &self,
+        node: u32,
+        range: Range<u64>,
+        slices: u32,
+        slice: u32,
+    ) -> anyhow::Result<ReplicaChecksumReply> {
+        self.ask(node, range, 0, Some((slices, slice))).await
+    }
+}
+
+impl Asked {
+    /// `keys`: how many slices of the keys, and which of them, instead of batches.
+    async fn ask(
+        &self,
+        node: u32,
+        range: Range<u64>,
+        bytes_max: u32,
+        keys: Option<(u32, u32)>,
+    ) -> anyhow::Result<ReplicaChecksumReply> {
         let deadline = Instant::now() + self.timeout;
         let address = self
             .addresses
@@ -222,6 +258,8 @@ impl Replicas for Asked {
             start: range.start,
             end: range.end,
             bytes_max,
+            key_slices: keys.map_or(0, |(slices, _)| slices),
+            key_slice: keys.map_or(0, |(_, slice)| slice),
         };
         let what = || format!("ask broker {node} about partition {}", self.partition);
         let connecting = tokio::time::timeout_at(deadline, self.pool.get(address));
@@ -248,19 +286,29 @@ async fn verify_partition(
     });
     let mut missing = Vec::new();
     let mut replicas: Vec<Finding> = Vec::new();
+    let mut by_keys = false;
     for node in nodes {
         let in_sync = info.in_sync.iter().any(|member| member.get() == node);
         // Whoever is in sync has everything that is committed, and hears of it in a moment.
         let upto = if in_sync { replicas.first().map_or(0, |first| first.range.end) } else { 0 };
         match look(asked, node, upto).await {
-            Ok(range) => replicas.push(Finding::new(node, range, 0)),
+            Ok((range, compacted)) => {
+                by_keys |= compacted;
+                replicas.push(Finding::new(node, range, 0));
+            }
             Err(error) => missing.push((node, format!("{error:#}"))),
         }
     }
     let Some((first, others)) = replicas.split_first_mut() else {
         let (range, seen) = (0..0, Seen::default());
-        return Ok(Verified { partition: asked.partition, range, seen, replicas, missing });
+        return Ok(Verified { partition: asked.partition, by_keys, range, seen, replicas, missing });
     };
+    if by_keys {
+        progress.say(format!("partition {}", asked.partition));
+        let seen = compare_tables(asked, first, others).await?;
+        let range = first.range.clone();
+        return Ok(Verified { partition: asked.partition, by_keys, range, seen, replicas, missing });
+    }
     for other in others.iter_mut() {
         other.behind = first.range.end.saturating_sub(other.range.end);
         other.range = other.range.start.max(first.range.start)..other.range.end.min(first.range.end);
@@ -271,16 +319,35 @@ async fn verify_partition(
         progress.say(format!("partition {}", asked.partition));
     })
     .await?;
-    Ok(Verified { partition: asked.partition, range, seen, replicas, missing })
+    Ok(Verified { partition: asked.partition, by_keys, range, seen, replicas, missing })
 }
 
-/// What a replica has that is committed, once it knows that `upto` is, or the time for that is over.
-async fn look(asked: &Asked, node: u32, upto: u64) -> anyhow::Result<Range<u64>> {
+/// Compares replicas that are compacted. While they are, compaction may overtake the comparison, which is done again then.
+async fn compare_tables(asked: &Asked, first: &mut Finding, others: &mut [Finding]) -> anyhow::Result<Seen> {
+    for _ in 0..OVERTAKEN_MAX {
+        if let Some(seen) = tables::compare(asked, first, others).await? {
+            return Ok(seen);
+        }
+        (first.range, _) = look(asked, first.node, 0).await?;
+        for other in others.iter_mut() {
+            (other.range, _) = look(asked, other.node, first.range.end).await?;
+        }
+    }
+    anyhow::bail!(
+        "the replicas of partition {} are compacted faster than compared; try again",
+        asked.partition
+    )
+}
+
+/// What a replica has that is committed, once it knows that `upto` is, or the time for that is over; and whether it is
+/// compacted.
+async fn look(asked: &Asked, node: u32, upto: u64) -> anyhow::Result<(Range<u64>, bool)> {
     let deadline = Instant::now() + asked.timeout;
     loop {
         let reply = asked.checksum(node, 0..0, 1).await?;
         if reply.high_watermark >= upto || Instant::now() >= deadline {
-            return Ok(reply.log_start..reply.high_watermark.max(reply.log_start));
+            let range = reply.log_start..reply.high_watermark.max(reply.log_start);
+            return Ok((range, reply.compacted));
         }
         tokio::time::sleep(LOOK).await;
     }

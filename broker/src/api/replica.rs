@@ -13,6 +13,7 @@ use super::{ApiError, partition_of};
 use crate::partition::reads::read_error;
 use crate::server::Node;
 use crate::server::principal::{Operation, Principal};
+use crate::storage::table_plan::KeySlice;
 
 /// Bytes of one step of a comparison.
 const CHECKSUM_BYTES: u64 = 8 << 20;
@@ -84,9 +85,11 @@ pub(crate) async fn checksum(
         bytes => bytes.min(CHECKSUM_BYTES),
     };
     let end = (request.end > 0).then_some(Offset(request.end));
+    let keys =
+        (request.key_slices > 0).then_some(KeySlice { slices: request.key_slices, slice: request.key_slice });
     // The semaphore is never closed.
     let _permit = node.replica_reads.acquire().await;
-    let found = handle.checksum(Offset(request.start), end, bytes_max).await?;
+    let found = handle.checksum(Offset(request.start), end, bytes_max, keys).await?;
     let range = &found.range;
     if !range.corrupt.is_empty() {
         // What was found is reported and repaired now, not at the next round.
@@ -105,5 +108,8 @@ pub(crate) async fn checksum(
         log_start: found.log_start.get(),
         log_end: found.log_end.get(),
         high_watermark: found.high_watermark.get(),
+        compacted: found.compacted_end.is_some(),
+        compacted_end: found.compacted_end.map_or(0, Offset::get),
+        key_slices_needed: found.slices_needed.unwrap_or(0),
     })
 }

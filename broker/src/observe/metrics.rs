@@ -64,6 +64,16 @@ pub struct Metrics {
     pub fetched_bytes: Counter,
     /// Bytes that scrubbing has verified.
     pub scrubbed_bytes: Counter,
+    /// Passes of compaction that came to their end.
+    pub cleaner_passes: Counter,
+    /// Passes that were given up because of an error.
+    pub cleaner_failures: Counter,
+    /// Bytes that compaction has worked through.
+    pub cleaner_bytes: Counter,
+    /// Records that compaction has removed.
+    pub cleaner_removed_records: Counter,
+    /// How long passes took, waits included.
+    pub cleaner_seconds: Counter<f64, AtomicU64>,
     /// Bytes of batches pushed to subscribers.
     pub pushed_bytes: Counter,
     /// Reads that were served at once, from memory.
@@ -135,6 +145,11 @@ impl Metrics {
             fetched_batches: Counter::default(),
             fetched_bytes: Counter::default(),
             scrubbed_bytes: Counter::default(),
+            cleaner_passes: Counter::default(),
+            cleaner_failures: Counter::default(),
+            cleaner_bytes: Counter::default(),
+            cleaner_removed_records: Counter::default(),
+            cleaner_seconds: Counter::default(),
             pushed_bytes: Counter::default(),
             reads_hot: Counter::default(),
             reads_cold: Counter::default(),
@@ -196,6 +211,7 @@ impl Metrics {
         registry.register("reads_hot", "reads served from memory at once", self.reads_hot.clone());
         registry.register("reads_cold", "reads that went to an I/O thread", self.reads_cold.clone());
         drop(registry);
+        self.register_cleaner();
         self.register_partitions();
         self.register_groups();
     }
@@ -215,6 +231,32 @@ impl Metrics {
         registry.register("group_partitions_moved", text, self.group_partitions_moved.clone());
         let text = "from the election of a coordinator until it answers";
         registry.register_with_unit("group_load", text, Unit::Seconds, self.group_load_seconds.clone());
+    }
+
+    fn register_cleaner(&self) {
+        let mut registry = self.registry.lock();
+        registry.register("cleaner_passes", "passes of compaction", self.cleaner_passes.clone());
+        registry.register(
+            "cleaner_failures",
+            "passes of compaction that were given up because of an error",
+            self.cleaner_failures.clone(),
+        );
+        registry.register(
+            "cleaner_worked",
+            "bytes that compaction has worked through",
+            self.cleaner_bytes.clone(),
+        );
+        registry.register(
+            "cleaner_removed_records",
+            "records that compaction has removed",
+            self.cleaner_removed_records.clone(),
+        );
+        registry.register_with_unit(
+            "cleaner",
+            "how long passes of compaction took, waits included",
+            Unit::Seconds,
+            self.cleaner_seconds.clone(),
+        );
     }
 
     fn register_partitions(&self) {

@@ -137,6 +137,7 @@ impl Worker {
     ) {
         let Fetched { leader_epoch, mut high_watermark, batches, mut bytes } = first;
         self.fetched = batches;
+        self.trim_fetched();
         while bytes < WRITE_BYTES_MAX {
             match events.front_mut() {
                 Some((next, FollowEvent::Pushed(push)))
@@ -165,6 +166,23 @@ impl Worker {
         self.fetched.clear();
         if self.is_session(session) {
             self.consumed(now, bytes);
+        }
+    }
+
+    /// A leader that is compacted may have one batch where this log has several: what is here already is cut off.
+    fn trim_fetched(&mut self) {
+        let (log_end, partition) = (self.log.log_end(), self.shared.partition);
+        let Some(first) = self.fetched.first_mut() else { return };
+        if first.header.leader.base_offset >= log_end || first.header.end_offset() <= log_end {
+            return;
+        }
+        match first.clone().trimmed(log_end..first.header.end_offset(), partition) {
+            Ok(Some(trimmed)) => *first = trimmed,
+            Ok(None) => {}
+            Err(error) => warn!(
+                topic = self.shared.topic, %partition, %log_end, %error,
+                "the leader pushed a batch that begins before the log end and cannot be cut"
+            ),
         }
     }
 

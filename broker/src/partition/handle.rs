@@ -14,6 +14,7 @@ use highwater_protocol::ids::{LeaderEpoch, Offset, SubscriptionId, TopicPartitio
 use highwater_protocol::messages::{Acks, Ended, Isolation, ProduceResult};
 use tokio::sync::{oneshot, watch};
 
+use super::cleaning::CleanerCommand;
 use super::mailbox::{Assigned, Checksum, Command, LogStart, Produce, RawRead, Shared};
 use super::sessions::Subscribe;
 use super::status::Status;
@@ -23,6 +24,7 @@ use crate::server::outbox::{Outbox, SubscriptionEvent};
 use crate::storage::check_plan::ScrubOutcome;
 use crate::storage::log::StampedBatch;
 use crate::storage::read_plan::ReadPlan;
+use crate::storage::table_plan::KeySlice;
 use crate::storage::time_plan::TimePlan;
 
 /// A partition that this broker serves.
@@ -287,19 +289,25 @@ impl PartitionHandle {
     }
 
     /// Reads a range of this replica from the disk, verifies it, and returns its checksum; `end` is the high watermark
-    /// that the replica knows if it is not given.
+    /// that the replica knows if it is not given. `keys`: over the last record of each of these keys instead of batches.
     pub(crate) async fn checksum(
         &self,
         start: Offset,
         end: Option<Offset>,
         bytes_max: u64,
+        keys: Option<KeySlice>,
     ) -> Result<Checksum, ApiError> {
-        self.call(|reply| Command::Checksum { start, end, bytes_max, reply }).await?
+        self.call(|reply| Command::Checksum { start, end, bytes_max, keys, reply }).await?
     }
 
     /// Tells the partition what scrubbing a part of its log has found; `None`: it could not be read.
     pub(super) fn scrubbed(&self, outcome: Option<ScrubOutcome>) {
         let _closed = self.shared.push(Command::Scrubbed(outcome));
+    }
+
+    /// What a pass of compaction asks of the partition, or tells it.
+    pub(super) fn cleaner(&self, command: CleanerCommand) {
+        let _closed = self.shared.push(Command::Cleaner(command));
     }
 
     /// Where the leader's log starts, for a follower that starts over.
@@ -352,7 +360,10 @@ impl PartitionHandle {
         let _closed_already = self.call(|done| Command::Close { why, done }).await;
     }
 
-    async fn call<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, ApiError> {
+    pub(super) async fn call<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Result<T, ApiError> {
         let (sender, receiver) = oneshot::channel();
         let partition = self.shared.partition;
         self.shared.push(command(sender)).map_err(|(why, _)| why.error(partition))?;

@@ -18,6 +18,7 @@ use highwater_protocol::topic_name::is_internal_topic;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot, watch};
 
+use super::cleaning::CleanerCommand;
 use super::handle::{Ask, Closed, Lane, Offer};
 use super::sessions::Subscribe;
 use super::status::Status;
@@ -28,6 +29,7 @@ use crate::storage::check_plan::{RangeChecksum, ScrubOutcome};
 use crate::storage::log::StampedBatch;
 use crate::storage::read_plan::ReadPlan;
 use crate::storage::sink::{FlushOutcome, FlushSink};
+use crate::storage::table_plan::KeySlice;
 use crate::storage::time_plan::TimePlan;
 
 /// Batches that may wait for a partition, and their bytes. The produce windows bound them as well, but a connection that
@@ -110,9 +112,11 @@ pub(super) enum Command {
         start: Offset,
         end: Option<Offset>,
         bytes_max: u64,
+        keys: Option<KeySlice>,
         reply: oneshot::Sender<Result<Checksum, ApiError>>,
     },
     Scrubbed(Option<ScrubOutcome>),
+    Cleaner(CleanerCommand),
     PlanTime {
         timestamp_ms: i64,
         reply: oneshot::Sender<Result<TimePlan, ApiError>>,
@@ -155,6 +159,10 @@ pub(crate) struct RawRead {
 #[derive(Debug)]
 pub(crate) struct Checksum {
     pub(crate) range: RangeChecksum,
+    /// By keys: there are too many for so few slices.
+    pub(crate) slices_needed: Option<u32>,
+    /// The log is compacted, and passes looked up to here.
+    pub(crate) compacted_end: Option<Offset>,
     pub(crate) log_start: Offset,
     pub(crate) log_end: Offset,
     pub(crate) high_watermark: Offset,

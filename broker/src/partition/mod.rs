@@ -1,6 +1,7 @@
 //! Partitions: one owner task each, reached through handles.
 
 mod append;
+mod cleaning;
 mod following;
 pub(crate) mod handle;
 mod leading;

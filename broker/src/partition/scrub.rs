@@ -13,9 +13,14 @@ use super::reads::read_error;
 use super::worker::Worker;
 use crate::api::ApiError;
 use crate::storage::check_plan::ScrubOutcome;
+use crate::storage::error::Error as StorageError;
+use crate::storage::table_plan::KeySlice;
 
 /// Bytes that are verified at a time.
 const SCRUB_BYTES: u64 = 1 << 20;
+
+/// What is left of a comparison to be done on an I/O thread.
+type Execute = Box<dyn FnOnce() -> Result<Checksum, StorageError> + Send>;
 
 /// How far the scrub of a partition is: where in the log is the log's own affair.
 #[derive(Debug, Default)]
@@ -90,17 +95,30 @@ impl Worker {
         start: Offset,
         end: Option<Offset>,
         bytes_max: u64,
+        keys: Option<KeySlice>,
         reply: oneshot::Sender<Result<Checksum, ApiError>>,
     ) {
         let (log_start, log_end) = (self.log.log_start(), self.log.log_end());
         let high_watermark = self.replica.high_watermark();
-        match self.log.plan_checksum(start, end.unwrap_or(high_watermark), bytes_max) {
-            Ok(plan) => self.services.checksum(plan, reply, move |range| Checksum {
-                range,
-                log_start,
-                log_end,
-                high_watermark,
+        let (compacted_end, end) = (self.log.compacted_end(), end.unwrap_or(high_watermark));
+        let complete = move |range, slices_needed| Checksum {
+            range,
+            slices_needed,
+            compacted_end,
+            log_start,
+            log_end,
+            high_watermark,
+        };
+        let execute = match keys {
+            None => self.log.plan_checksum(start, end, bytes_max).map(|plan| -> Execute {
+                Box::new(move || plan.execute().map(|range| complete(range, None)))
             }),
+            Some(keys) => self.log.plan_table(start, end, keys).map(|plan| -> Execute {
+                Box::new(move || plan.execute().map(|table| complete(table.range, table.slices_needed)))
+            }),
+        };
+        match execute {
+            Ok(execute) => self.services.checksum(reply, execute),
             Err(error) => {
                 let _gone = reply.send(Err(read_error(&error)));
             }

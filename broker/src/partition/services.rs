@@ -18,9 +18,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
+use super::cleaning::Cleaner;
 use super::handle::PartitionHandle;
 use super::mailbox::{Assigned, Checksum};
 use crate::api::ApiError;
+use crate::config::Config;
 use crate::controller::service::ControllerHandle;
 use crate::env::{Clock, Env};
 use crate::io_thread;
@@ -28,7 +30,8 @@ use crate::observe::metrics::Metrics;
 use crate::replication::fetch;
 use crate::replication::links::{Links, Peers};
 use crate::replication::throttle::Throttle;
-use crate::storage::check_plan::{ChecksumPlan, RangeChecksum, ScrubPlan};
+use crate::storage::check_plan::ScrubPlan;
+use crate::storage::error::Error as StorageError;
 use crate::storage::file_system::FileSystem;
 use crate::storage::log::Closed as ClosedLog;
 use crate::storage::store::Store;
@@ -74,6 +77,7 @@ pub(crate) struct Services {
     /// How long a pass over everything on the disk takes.
     pub(super) scrub_interval: Duration,
     scrubs: Semaphore,
+    pub(super) cleaner: Cleaner,
     /// Reports on their way to the controller.
     reports: TaskTracker,
     sessions: AtomicU64,
@@ -88,15 +92,14 @@ pub(crate) struct Services {
 impl Services {
     /// Called within the runtime that serves the broker.
     pub(crate) fn new(
-        node_id: NodeId,
+        config: &Config,
         env: &Env,
         store: Arc<Store>,
         metrics: Arc<Metrics>,
         controller: ControllerHandle,
-        scrub_interval: Duration,
         shutdown: CancellationToken,
     ) -> Self {
-        let tasks = TaskTracker::new();
+        let (tasks, node_id) = (TaskTracker::new(), config.node_id);
         let peers = Arc::new(Neighbours(controller.clone()));
         let (connector, random) = (Arc::new(TcpConnector), Arc::clone(&env.random));
         let links = Links::new(node_id, peers, connector, random, tasks.clone(), shutdown.clone());
@@ -110,8 +113,9 @@ impl Services {
             links,
             moves: Throttle::default(),
             tasks,
-            scrub_interval,
+            scrub_interval: config.scrub_interval,
             scrubs: Semaphore::new(1),
+            cleaner: Cleaner::new(config.cleaner, Arc::clone(&env.random)),
             reports: TaskTracker::new(),
             sessions: AtomicU64::new(1),
             runtime: tokio::runtime::Handle::current(),
@@ -213,7 +217,7 @@ impl Services {
     }
 
     /// Runs a task that is cut short at shutdown. The partition may be on an I/O thread at the moment.
-    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let shutdown = self.shutdown.clone();
         let task = async move {
             let _cut_short_at_shutdown = shutdown.run_until_cancelled_owned(task).await;
@@ -331,15 +335,14 @@ impl Services {
     /// Has a range of a log verified, and answers with its checksum.
     pub(super) fn checksum(
         self: &Arc<Self>,
-        plan: ChecksumPlan,
         reply: oneshot::Sender<Result<Checksum, ApiError>>,
-        complete: impl FnOnce(RangeChecksum) -> Checksum + Send + 'static,
+        execute: impl FnOnce() -> Result<Checksum, StorageError> + Send + 'static,
     ) {
         let services = Arc::clone(self);
         self.spawn(async move {
             let failed = |text: String| ApiError::new(ErrorCode::StorageError, text);
-            let found = match io_thread::run(&*services.file_system, move || plan.execute()).await {
-                Some(Ok(range)) => Ok(complete(range)),
+            let found = match io_thread::run(&*services.file_system, execute).await {
+                Some(Ok(found)) => Ok(found),
                 Some(Err(error)) => Err(failed(error.to_string())),
                 None => Err(failed("the I/O thread ended".to_owned())),
             };

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use highwater_broker_core::controller::topic_config::TopicConfig;
 use highwater_broker_core::durability::Durability;
+use highwater_broker_core::log::cleaning::Compaction;
 use highwater_broker_core::producer::Preparation;
 use highwater_broker_core::replica::{Ends, Health, Input, Output, Replica, Role};
 use highwater_broker_core::time::{Mono, Wall};
@@ -86,6 +87,8 @@ pub(super) struct Worker {
     pub(super) disk_jobs: VecDeque<DiskJob>,
     pub(super) repair: Repair,
     pub(super) scrub: Scrub,
+    /// A pass of compaction is under way, or waits for its turn.
+    pub(super) is_cleaned: bool,
 }
 
 impl Worker {
@@ -128,6 +131,7 @@ impl Worker {
             disk_jobs: VecDeque::new(),
             repair: Repair::default(),
             scrub: Scrub::default(),
+            is_cleaned: false,
         }
     }
 
@@ -234,7 +238,10 @@ impl Worker {
             Command::ReadReplica { from, upto, bytes_max, reply } => {
                 let _gone = reply.send(self.plan_raw_read(from, upto, bytes_max));
             }
-            Command::Checksum { start, end, bytes_max, reply } => self.checksum(start, end, bytes_max, reply),
+            Command::Checksum { start, end, bytes_max, keys, reply } => {
+                self.checksum(start, end, bytes_max, keys, reply);
+            }
+            Command::Cleaner(command) => self.obey_cleaner(command),
             Command::Scrubbed(outcome) => self.scrubbed(now, outcome),
             Command::PlanTime { timestamp_ms, reply } => {
                 let _gone = reply.send(self.plan_time(timestamp_ms));
@@ -368,6 +375,7 @@ impl Worker {
                     self.step(now, Input::LogStart { log_start: maintained.log_start });
                 }
                 self.found_holes(&maintained.new_holes);
+                self.clean_if_due(wall);
             }
             Err(error) => {
                 warn!(topic, %partition, %error, "a segment could not be rolled; it is tried again")
@@ -524,6 +532,10 @@ pub(super) fn log_config(config: &TopicConfig, durability: Durability) -> LogCon
             retention_age: config.retention_age.filter(|_| deletes),
         },
         durability,
+        compaction: config.cleanup.compacts().then_some(Compaction {
+            tombstone_grace: config.tombstone_grace,
+            dirty_percent_min: config.dirty_percent_min,
+        }),
         ..LogConfig::default()
     }
 }

@@ -86,7 +86,7 @@ pub(super) struct ScrubPlace {
 }
 
 /// What a stretch consists of.
-enum Piece<'a> {
+pub(super) enum Piece<'a> {
     Good(u64, &'a BatchHeader, &'a [u8]),
     Bad(Hole),
 }
@@ -206,7 +206,7 @@ impl ScrubPlan {
 
 impl Stretch {
     /// Goes over the batches in order, and over what is no batch. `past_cache`: from the disk itself, where that can be.
-    fn walk(
+    pub(super) fn walk(
         &self,
         store: &Store,
         past_cache: bool,

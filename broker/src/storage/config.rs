@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use highwater_broker_core::durability::Durability;
+use highwater_broker_core::log::cleaning::Compaction;
 use highwater_broker_core::log::retention::Limits;
 use highwater_broker_core::producer::PRODUCER_EXPIRY_DEFAULT;
 
@@ -38,6 +39,8 @@ pub struct LogConfig {
     /// `Fsync`: every append starts a flush round. `Interval`: the owner asks for one (`Log::request_flush`). `Os`: only
     /// sealed segments are flushed. In every mode a flush may come earlier.
     pub durability: Durability,
+    /// How the log is compacted, if it is.
+    pub compaction: Option<Compaction>,
     /// How long an idempotent producer is remembered after its last batch, by the append times in the log.
     pub producer_expiry: Duration,
 }
@@ -52,6 +55,7 @@ impl Default for LogConfig {
                 retention_age: None,
             },
             durability: Durability::Fsync,
+            compaction: None,
             producer_expiry: PRODUCER_EXPIRY_DEFAULT,
         }
     }

@@ -11,6 +11,7 @@ pub mod read_plan;
 pub mod real;
 pub mod sink;
 pub mod store;
+pub mod table_plan;
 pub mod time_plan;
 
 mod cache;

@@ -203,6 +203,8 @@ async fn checksum(address: &str, topic_id: TopicId) -> Option<(u64, u32, u64)> {
         start: 0,
         end: 0,
         bytes_max: 0,
+        key_slices: 0,
+        key_slice: 0,
     };
     let deadline = tokio::time::Instant::now() + LIMIT;
     let (reply, _) = connection.request(&request, deadline).await.unwrap();

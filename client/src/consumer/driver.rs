@@ -139,6 +139,8 @@ impl Driver {
                 start: offset.get(),
                 end: 0,
                 bytes_max: 1,
+                key_slices: 0,
+                key_slice: 0,
             };
             let deadline = shared.client.deadline();
             // Whether it was found is seen when the partition is read again.

@@ -26,7 +26,7 @@ pub struct BatchBuilder {
 }
 
 /// Bytes before the first record.
-const HEAD: usize = HEADER_LENGTH + PRODUCER_HEADER_LENGTH;
+pub(super) const HEAD: usize = HEADER_LENGTH + PRODUCER_HEADER_LENGTH;
 
 /// Where id, epoch and first sequence of the producer are.
 const PRODUCER_AT: usize = HEADER_LENGTH + 22;
@@ -198,7 +198,10 @@ pub fn restamp_producer(
 
 /// The batch with its records compressed, unless that makes them larger, and how they are compressed.
 #[expect(clippy::indexing_slicing, reason = "every buffer here starts with HEAD bytes")]
-fn compressed(buffer: Vec<u8>, compression: Compression) -> Result<(Vec<u8>, Compression), CompressionError> {
+pub(super) fn compressed(
+    buffer: Vec<u8>,
+    compression: Compression,
+) -> Result<(Vec<u8>, Compression), CompressionError> {
     if compression == Compression::None {
         return Ok((buffer, compression));
     }
@@ -209,12 +212,12 @@ fn compressed(buffer: Vec<u8>, compression: Compression) -> Result<(Vec<u8>, Com
 }
 
 #[inline]
-fn field_length(field: Option<&[u8]>) -> usize {
+pub(super) fn field_length(field: Option<&[u8]>) -> usize {
     field.map_or(1, |bytes| varint_length(bytes.len() as i64) + bytes.len())
 }
 
 #[inline]
-fn put_field(out: &mut Vec<u8>, field: Option<&[u8]>) {
+pub(super) fn put_field(out: &mut Vec<u8>, field: Option<&[u8]>) {
     match field {
         None => put_varint(out, -1),
         Some(bytes) => {

@@ -13,6 +13,7 @@
 
 mod builder;
 mod header;
+mod rebuild;
 mod records;
 
 pub use builder::{BatchBuilder, restamp_producer};
@@ -21,4 +22,5 @@ pub use header::{BATCH_FORMAT, BATCH_LENGTH_MIN, BATCH_MAGIC, HEADER_LENGTH};
 pub use header::{
     BatchError, BatchHeader, LeaderStamp, PRODUCER_HEADER_LENGTH, ProducerHeader, scan_for_magic,
 };
+pub use rebuild::{BatchRebuilder, Identity, NO_TIMESTAMP, RebuildError};
 pub use records::{Header, HeaderRef, Record, RecordRef, Records, RecordsError, RecordsIter};

@@ -99,6 +99,11 @@ impl<'a> RecordRef<'a> {
         self.header_count
     }
 
+    /// How many headers there are, and their bytes.
+    pub(super) const fn raw_headers(&self) -> (u32, &'a [u8]) {
+        (self.header_count, self.headers)
+    }
+
     /// The headers, borrowed: name and value.
     ///
     /// # Errors

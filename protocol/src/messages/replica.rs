@@ -90,6 +90,14 @@ pub struct ReplicaChecksumRequest {
     /// Bytes to read at most in this step; 0: the broker's default.
     #[prost(uint32, tag = "5")]
     pub bytes_max: u32,
+    /// 0: a checksum over whole batches. Otherwise one over the last record of each key in the whole range, as long as it
+    /// has a value, and over records without a key, which are the same on replicas that are compacted at different
+    /// moments: of the keys whose XXH3-64 modulo this is `key_slice`; records without a key belong to slice 0.
+    #[prost(uint32, tag = "6")]
+    pub key_slices: u32,
+    /// Which part of the keys, if `key_slices` is not 0.
+    #[prost(uint32, tag = "7")]
+    pub key_slice: u32,
 }
 
 /// The checksum of whole batches, read from the disk and verified.
@@ -101,10 +109,10 @@ pub struct ReplicaChecksumReply {
     /// The offset after the last batch covered. Below the end that was asked for: ask again from here.
     #[prost(uint64, tag = "2")]
     pub end: u64,
-    /// CRC-32 of the batches as they are stored, one after another.
+    /// CRC-32 of the batches as they are stored, one after another, or of the records that were asked for.
     #[prost(uint32, tag = "3")]
     pub checksum: u32,
-    /// How many batches.
+    /// How many batches, or records.
     #[prost(uint64, tag = "4")]
     pub batches: u64,
     /// Ranges among them that this replica cannot read. They are not in the checksum.
@@ -119,4 +127,13 @@ pub struct ReplicaChecksumReply {
     /// The high watermark that the replica knows.
     #[prost(uint64, tag = "8")]
     pub high_watermark: u64,
+    /// The log is compacted: compare replicas by keys, over a range that ends at `compacted_end` or later.
+    #[prost(bool, tag = "9")]
+    pub compacted: bool,
+    /// Compaction has looked for later records of keys up to here at the most.
+    #[prost(uint64, tag = "10")]
+    pub compacted_end: u64,
+    /// 0, or: there are more keys than there is room for, nothing was compared; ask again with so many slices.
+    #[prost(uint32, tag = "11")]
+    pub key_slices_needed: u32,
 }

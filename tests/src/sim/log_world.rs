@@ -97,6 +97,7 @@ pub const fn small_log(durability: Durability) -> LogConfig {
             retention_age: None,
         },
         durability,
+        compaction: None,
         producer_expiry: Duration::from_secs(3600),
     }
 }

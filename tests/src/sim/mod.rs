@@ -4,6 +4,7 @@ pub mod batches;
 pub mod broker_world;
 pub mod clock;
 pub mod disk;
+pub mod keyed_world;
 pub mod log_files;
 pub mod log_model;
 pub mod log_world;

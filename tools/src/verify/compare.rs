@@ -18,6 +18,16 @@ pub(crate) trait Replicas {
         range: Range<u64>,
         bytes_max: u32,
     ) -> anyhow::Result<ReplicaChecksumReply>;
+
+    /// The checksum over the last record of each key in `range` on the replica of `node`, of the keys in one of so many
+    /// slices.
+    async fn table(
+        &self,
+        node: u32,
+        range: Range<u64>,
+        slices: u32,
+        slice: u32,
+    ) -> anyhow::Result<ReplicaChecksumReply>;
 }
 
 /// What a replica is found to be.
@@ -166,7 +176,7 @@ async fn narrow(
 }
 
 /// Adds a range behind the others, joined with the last one if they touch.
-fn add(ranges: &mut Vec<Range<u64>>, range: Range<u64>) {
+pub(super) fn add(ranges: &mut Vec<Range<u64>>, range: Range<u64>) {
     if range.is_empty() || ranges.iter().any(|known| known.start <= range.start && range.end <= known.end) {
         return;
     }
@@ -224,6 +234,16 @@ mod tests {
             }
             reply.checksum = hasher.finalize();
             Ok(reply)
+        }
+
+        async fn table(
+            &self,
+            _node: u32,
+            _range: Range<u64>,
+            _slices: u32,
+            _slice: u32,
+        ) -> anyhow::Result<ReplicaChecksumReply> {
+            anyhow::bail!("these are compared by batches")
         }
     }
 

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::image::{Defaults, Partition};
 pub use super::refusal::Refusal;
+use super::topic_config::COMPACTION_SETTINGS;
 use crate::durability::Durability;
 
 /// The lowest feature level that this code can work at.
@@ -262,10 +263,18 @@ impl Command {
             | Self::SetFeatureLevel { .. }
             // Each of its commands is judged on its own.
             | Self::Batch(_) => 0,
+            Self::CreateTopic { config, .. } => settings_level(config.keys()),
+            Self::AlterTopic { set, unset, .. } => settings_level(set.keys().chain(unset)),
             Self::CreateInternalTopic { .. } | Self::RaiseReplication { .. } => FEATURE_LEVEL_GROUPS,
             _ => 1,
         }
     }
+}
+
+/// What a change of these settings of a topic needs.
+fn settings_level<'a>(names: impl IntoIterator<Item = &'a String>) -> u32 {
+    let is_new = |name: &String| COMPACTION_SETTINGS.contains(&name.as_str());
+    if names.into_iter().any(is_new) { FEATURE_LEVEL_GROUPS } else { FEATURE_LEVEL_MIN }
 }
 
 /// What a broker tells about one of its replicas. After each registration the replica counts as clean until told

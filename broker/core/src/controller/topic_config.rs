@@ -19,6 +19,9 @@ pub const SEGMENT_BYTES_MAX: u64 = 2 << 30;
 /// The shortest time after which a segment is rolled.
 pub const SEGMENT_AGE_MIN: Duration = Duration::from_secs(1);
 
+/// The settings that came with compaction: brokers of before refuse them.
+pub const COMPACTION_SETTINGS: [&str; 3] = ["cleanup", "tombstone_grace", "dirty_percent_min"];
+
 /// How long a deletion is kept after compaction has first passed it, when nothing else is set.
 pub const TOMBSTONE_GRACE_DEFAULT: Duration = Duration::from_secs(24 * 3600);
 /// The part of a log that has to be new before it is compacted, when nothing else is set.

@@ -5,12 +5,13 @@ use std::ops::Range;
 use bytes::BufMut;
 use highwater_protocol::ids::{LeaderEpoch, Offset};
 
+use super::cleaning::CleanState;
 use super::envelope::{self, Fields, FormatError};
 use super::segment_name::SegmentName;
 
 const MAGIC: [u8; 4] = *b"HWMA";
-/// Version 1 knew nothing of producers.
-const VERSION: u16 = 2;
+/// Version 1 knew nothing of producers, version 2 nothing of compaction.
+const VERSION: u16 = 3;
 
 /// What a partition's directory holds, but for the unsealed tail.
 ///
@@ -37,6 +38,8 @@ pub struct Manifest {
     pub before: Option<SealedSegment>,
     /// No batch below has an idempotent producer.
     pub producers_from: Offset,
+    /// How far the log is compacted.
+    pub cleaned: CleanState,
 }
 
 /// A segment that nothing is appended to any more.
@@ -134,6 +137,7 @@ impl Manifest {
             encode_segment(&mut out, before);
         }
         out.put_u64_le(self.producers_from.0);
+        self.cleaned.encode(&mut out);
         envelope::wrap(MAGIC, VERSION, &out)
     }
 
@@ -178,6 +182,9 @@ impl Manifest {
         } else {
             // Batches of idempotent producers were refused then.
             manifest.producers_from = manifest.end_offset();
+        }
+        if version >= 3 {
+            manifest.cleaned = CleanState::decode(&mut fields)?;
         }
         fields.end()?;
         manifest.check()?;
@@ -260,7 +267,11 @@ pub fn start_epochs_at(epochs: &mut Vec<EpochStart>, log_start: Offset) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::log::cleaning::Passed;
+    use crate::time::Wall;
 
     fn example() -> Manifest {
         let segment = |serial, base, end| SealedSegment {
@@ -283,12 +294,15 @@ mod tests {
             epochs: vec![EpochStart { epoch: LeaderEpoch(2), start: Offset(10) }],
             before: Some(segment(0, 0, 10)),
             producers_from: Offset(12),
+            cleaned: CleanState::default(),
         }
     }
 
     #[test]
     fn round_trip() {
-        let manifest = example();
+        let mut manifest = example();
+        let passed = Passed { upto: Offset(15), tombstones_below: Offset(0), tombstones_left: true };
+        manifest.cleaned.passed(passed, Duration::ZERO, Wall(3));
         assert_eq!(Manifest::decode(&manifest.encode()).unwrap(), manifest);
         assert_eq!(manifest.end_offset(), Offset(30));
         assert_eq!(Manifest::decode(&Manifest::default().encode()).unwrap(), Manifest::default());
@@ -296,11 +310,20 @@ mod tests {
 
     #[test]
     fn a_manifest_of_before_producers_says_that_there_are_none() {
-        let manifest = Manifest { before: None, producers_from: Offset(0), ..example() };
+        let manifest =
+            Manifest { before: None, producers_from: Offset(0), cleaned: CleanState::default(), ..example() };
         let bytes = manifest.encode();
-        let payload = &bytes[10..bytes.len() - 4 - 9];
+        let payload = &bytes[10..bytes.len() - 4 - 9 - 12];
         let old = Manifest::decode(&envelope::wrap(MAGIC, 1, payload)).unwrap();
         assert_eq!(old, Manifest { producers_from: Offset(30), ..manifest });
+    }
+
+    #[test]
+    fn a_manifest_of_before_compaction_says_that_all_is_dirty() {
+        let manifest = Manifest { cleaned: CleanState::default(), ..example() };
+        let bytes = manifest.encode();
+        let payload = &bytes[10..bytes.len() - 4 - 12];
+        assert_eq!(Manifest::decode(&envelope::wrap(MAGIC, 2, payload)).unwrap(), manifest);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 pub mod boot_record;
 pub mod clean_marker;
+pub mod cleaning;
 pub mod directory;
 pub mod envelope;
 pub mod index;

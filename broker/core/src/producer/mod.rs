@@ -230,6 +230,11 @@ impl ProducerTable {
         self.time
     }
 
+    /// Where the batches start that would be recognised if they came again.
+    pub fn remembered_offsets(&self) -> impl Iterator<Item = Offset> {
+        self.live().flat_map(|(_, known)| known.batches.iter().map(|batch| batch.base_offset))
+    }
+
     /// Decides about a batch that would be appended at `append_time`.
     #[must_use]
     pub fn handle(&self, header: &BatchHeader, append_time: i64) -> Verdict {

@@ -6,10 +6,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use highwater_broker_core::durability::Durability;
+use highwater_broker_core::log::cleaning::merge::{TrimError, trim};
 use highwater_broker_core::log::index::SparseIndex;
 use highwater_broker_core::log::manifest::note_epoch;
 use highwater_broker_core::log::segment_name::SegmentName;
-use highwater_protocol::batch::{BatchHeader, HEADER_LENGTH};
+use highwater_protocol::batch::{BatchHeader, HEADER_LENGTH, RecordsError};
+use highwater_protocol::ids::{Offset, TopicPartition};
 
 use super::{Active, Log, StampedBatch};
 use crate::storage::error::{AppendError, Error, is_full};
@@ -223,6 +225,20 @@ impl StampedBatch {
         let mut head = [0; HEADER_LENGTH];
         head.copy_from_slice(&batch.split_to(HEADER_LENGTH));
         Self { head, tail: batch, header }
+    }
+
+    /// What it has in `range`, if anything, as a batch of that range alone.
+    ///
+    /// # Errors
+    /// When its records do not decode: such a batch is never merged with others, so that its ends are the same everywhere.
+    pub fn trimmed(self, range: Range<Offset>, partition: TopicPartition) -> Result<Option<Self>, TrimError> {
+        if range.start <= self.header.leader.base_offset && self.header.end_offset() <= range.end {
+            return Ok(Some(self));
+        }
+        let whole = Bytes::from([&self.head[..], &self.tail[..]].concat());
+        let Some(trimmed) = trim(&whole, self.header, range, partition)? else { return Ok(None) };
+        let header = BatchHeader::decode(&trimmed).map_err(RecordsError::from)?;
+        Ok(Some(Self::from_replicated(trimmed, header)))
     }
 
     /// The checksum at the end of the stamped header.

@@ -7,6 +7,7 @@ use highwater_protocol::ids::Offset;
 use super::Log;
 use crate::storage::check_plan::{ChecksumPlan, ScrubOutcome, ScrubPlace, ScrubPlan, Stretch};
 use crate::storage::error::{Error, ReadError};
+use crate::storage::table_plan::{KeySlice, TablePlan};
 
 impl Log {
     /// A plan for a checksum over the whole batches from the one with `start` on, those that end at `end` or before, until
@@ -41,6 +42,24 @@ impl Log {
         }
         let (store, log) = (Arc::clone(&self.store), Arc::clone(&self.shared));
         Ok(ChecksumPlan { store, log, start, end, bytes_max, stretches })
+    }
+
+    /// A plan for a checksum over the last record of each key from `start` up to `end`: the same on every replica that has
+    /// the same records, however far each is compacted, if `end` is not below [`Log::compacted_end`] of any. Touches no
+    /// file; executing it blocks on the disk.
+    ///
+    /// # Errors
+    /// When a flush has failed. A start before the log start or after the log end is moved there.
+    pub fn plan_table(&mut self, start: Offset, end: Offset, keys: KeySlice) -> Result<TablePlan, ReadError> {
+        if self.suspect {
+            return Err(ReadError::Suspect);
+        }
+        self.take_in_discovered();
+        let end = end.clamp(self.log_start, self.log_end);
+        let start = start.clamp(self.log_start, end);
+        let stretches = self.stretches(start, end, self.log_end);
+        let (store, log) = (Arc::clone(&self.store), Arc::clone(&self.shared));
+        Ok(TablePlan { store, log, range: start..end, keys, stretches })
     }
 
     /// A plan that verifies the next `budget_bytes` of what is sealed or flushed, at least one batch, from the disk itself

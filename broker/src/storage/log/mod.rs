@@ -2,6 +2,7 @@
 
 mod append;
 mod check;
+pub(in crate::storage) mod clean;
 mod close;
 mod maintain;
 pub(in crate::storage) mod producers;
@@ -11,6 +12,7 @@ mod recover;
 mod repair;
 mod reset;
 mod rewrite;
+mod rewritten;
 mod scan_files;
 mod suspect;
 mod truncate;
@@ -21,6 +23,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use highwater_broker_core::durability::Durability;
+use highwater_broker_core::log::cleaning::CleanState;
 use highwater_broker_core::log::index::SparseIndex;
 use highwater_broker_core::log::manifest::{EpochStart, Hole, SealedSegment};
 use highwater_broker_core::producer::ProducerTable;
@@ -33,6 +36,7 @@ use super::segment::{Sealed, SegmentFile};
 use super::shared::{Lane, LogShared};
 use super::store::Store;
 
+pub use clean::{Cleaning, Replacement, Step};
 pub use close::Closed;
 pub use maintain::Maintained;
 pub use recover::{CutReport, RecoveryReport};
@@ -77,6 +81,14 @@ pub struct Log {
     /// Invariant: starts where the last sealed segment or hole ends; there is none before the first append to it.
     active: Option<Active>,
     next_serial: u64,
+    /// The next serial number of a rewritten segment.
+    next_rewritten: u64,
+    /// How far it is compacted.
+    cleaned: CleanState,
+    /// Where passes ended at the most, those included that were not complete.
+    looked_upto: Offset,
+    /// Changes when what lies below the log end has, other than by compaction: what a pass has learnt is void then.
+    revision: u64,
     tail: MemoryTail,
     suspect: bool,
 }

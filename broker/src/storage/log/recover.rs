@@ -1,5 +1,6 @@
 //! Opening a log: what is sealed is trusted, what is not is scanned, cut, synced and only then served.
 
+mod kept;
 mod producers;
 
 use std::collections::{BTreeSet, VecDeque};
@@ -14,13 +15,15 @@ use highwater_broker_core::log::manifest::{
     EpochStart, Hole, Location, Manifest, SealedSegment, start_epochs_at, truncate_epochs,
 };
 use highwater_broker_core::log::recovery::{Decision, Known, Piece, Verdict, decide};
-use highwater_broker_core::log::segment_name::SegmentName;
+use highwater_broker_core::log::segment_name::{REPAIRED_SERIAL, SegmentName};
 use highwater_broker_core::producer::ProducerTable;
 use highwater_protocol::ids::{Offset, TopicPartition};
 use parking_lot::Mutex;
 
+use self::kept::{end_offset, kept_durable_end, kept_states};
+
 use super::producers::Place;
-use super::scan_files::{FilesScan, ScannedFile, scan_files};
+use super::scan_files::{FilesScan, scan_files};
 use super::{Active, Log, quarantine, rewrite};
 use crate::storage::config::LogConfig;
 use crate::storage::error::Error;
@@ -120,7 +123,7 @@ impl Log {
             report: RecoveryReport::default(),
         };
         let manifest_present = recovery.read_manifest()?;
-        let names = recovery.list_segments()?;
+        let names = recovery.list_segments(manifest_present)?;
         recovery.check_sealed(&names);
         let unsealed = recovery.unsealed(&names);
         let past_cache = recovery.manifest.suspect;
@@ -157,7 +160,7 @@ impl Recovery<'_> {
         Ok(true)
     }
 
-    fn list_segments(&mut self) -> Result<BTreeSet<SegmentName>, Error> {
+    fn list_segments(&mut self, manifest_present: bool) -> Result<BTreeSet<SegmentName>, Error> {
         let entries = self.fs.list(&self.directory).map_err(Error::io("list directory", &self.directory))?;
         for entry in entries.iter().filter(|entry| entry.name.ends_with(TEMPORARY_SUFFIX)) {
             let path = self.directory.join(&entry.name);
@@ -167,6 +170,12 @@ impl Recovery<'_> {
             entries.iter().filter_map(|entry| SegmentName::parse(&entry.name)).collect();
         self.snapshots = entries.into_iter().map(|entry| entry.name).collect();
         self.snapshots.retain(|name| SegmentName::parse_producers(name).is_some());
+        if !manifest_present && names.iter().any(SegmentName::is_repaired) {
+            // There was one when they were written: what they hold is not given up with it.
+            tracing::error!(path = %self.directory.display(), "the manifest is missing: all segments are scanned");
+            self.report.manifest_rebuilt = true;
+            self.manifest_changed = true;
+        }
         if self.report.manifest_rebuilt {
             let first = names.iter().map(|name| name.base_offset).min();
             self.manifest.log_start = first.unwrap_or_default();
@@ -485,6 +494,13 @@ impl Recovery<'_> {
             active.allocated = file.length().map_err(Error::io("measure segment", &path))?;
         }
         let (log_generation, holes) = (manifest.log_generation, manifest.holes.clone());
+        let mut cleaned = manifest.cleaned.clone();
+        cleaned.cut(log_end);
+        // What an interrupted pass has looked at was sealed.
+        let is_rewritten = sealed.iter().any(|segment| segment.entry.name.is_repaired());
+        let looked_upto = if is_rewritten { manifest.end_offset().min(log_end) } else { cleaned.upto };
+        let rewritten = sealed.iter().map(|segment| segment.entry.name.serial + 1);
+        let next_rewritten = rewritten.max().unwrap_or(0).max(REPAIRED_SERIAL);
         let structure = Structure::new(manifest, !sealed.is_empty() || active.is_some());
         let flush = FlushState {
             log_generation,
@@ -512,6 +528,10 @@ impl Recovery<'_> {
             producers,
             active,
             next_serial,
+            next_rewritten,
+            cleaned,
+            looked_upto,
+            revision: 0,
             tail,
             suspect: false,
         };
@@ -538,34 +558,6 @@ fn shared(
         unflushed_bytes: AtomicU64::new(0),
         scrub_place: Mutex::default(),
     })
-}
-
-/// The last state of each file that is kept, `None` for files of which nothing is.
-fn kept_states<'a>(scan: &'a FilesScan, decision: &Decision) -> Vec<Option<&'a Active>> {
-    let runs_of = |number: usize| {
-        let kept = &scan.pieces[..decision.kept];
-        kept.iter().filter(|piece| matches!(piece, Piece::Run(run) if run.file == number)).count()
-    };
-    let state = |(number, file): (usize, &'a ScannedFile)| {
-        runs_of(number).checked_sub(1).and_then(|last| file.states.get(last))
-    };
-    scan.files.iter().enumerate().map(state).collect()
-}
-
-fn end_offset(scan: &FilesScan, decision: &Decision, number: usize) -> Offset {
-    let last = scan.pieces[..decision.kept].iter().rev().find_map(|piece| match piece {
-        Piece::Run(run) if run.file == number => Some(run.offsets.end),
-        _ => None,
-    });
-    last.unwrap_or_default()
-}
-
-fn kept_durable_end(scan: &FilesScan, decision: &Decision) -> Offset {
-    let runs = scan.pieces[..decision.kept].iter().filter_map(|piece| match piece {
-        Piece::Run(run) => Some(run.durable_end),
-        Piece::Gap(_) => None,
-    });
-    runs.max().unwrap_or_default()
 }
 
 fn sealed_file(

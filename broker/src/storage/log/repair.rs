@@ -1,34 +1,17 @@
 //! Repair of a corrupt range with batches from another replica.
 
-use std::ops::Range;
 use std::sync::Arc;
 
-use highwater_broker_core::log::manifest::{EpochStart, Hole, Location, SealedSegment};
+use highwater_broker_core::log::manifest::{EpochStart, Hole};
 use highwater_broker_core::log::scan::{Depth, Found, Scanner, SegmentBytes};
-use highwater_broker_core::log::segment_name::{REPAIRED_SERIAL, SegmentName};
+use highwater_broker_core::log::segment_name::SegmentName;
 use highwater_protocol::ids::{LeaderEpoch, Offset};
 
+use super::rewritten::{PIECE, Rewritten};
 use super::{Active, Log, StampedBatch};
 use crate::storage::error::{Error, RepairError};
-use crate::storage::file_system::{File, OpenMode};
-use crate::storage::files::{self, FileBytes};
+use crate::storage::files::FileBytes;
 use crate::storage::segment::{Sealed, SegmentFile};
-
-/// Bytes read and written at a time.
-const PIECE: usize = 1 << 20;
-
-/// A segment file that is being written.
-struct Rewritten {
-    state: Active,
-    file: Arc<dyn File>,
-    buffer: Vec<u8>,
-    /// Where the bytes in `buffer` go.
-    position: u64,
-    /// The offset after the last batch.
-    end: Offset,
-    /// Ranges that stay bad.
-    holes: Vec<Hole>,
-}
 
 impl Log {
     /// Fills the corrupt range that starts at `start`, or a part of it from its start on, with `batches` as another
@@ -57,7 +40,7 @@ impl Log {
             return Err(RepairError::Later);
         }
         let damaged = self.segment_with(start);
-        let batches = self.fitting(&hole, batches)?;
+        let batches = &self.fitting(&hole, batches)?[..];
         let filled = batches.last().map_or(start, |batch| batch.header.end_offset());
         if let Some(segment) = &damaged
             && !self.shared.structure.is_listed(segment.entry.name)
@@ -84,12 +67,9 @@ impl Log {
         self.sealed.get(place).filter(|segment| segment.entry.name.base_offset <= offset).cloned()
     }
 
-    /// Those of `batches` that go into one segment, checked.
-    fn fitting<'a>(
-        &self,
-        hole: &Hole,
-        batches: &'a [StampedBatch],
-    ) -> Result<&'a [StampedBatch], RepairError> {
+    /// Those of `batches` that go into one segment, checked. One that reaches beyond it is cut off there: where the other
+    /// replica is compacted, it may have other segments and batches.
+    fn fitting(&self, hole: &Hole, batches: &[StampedBatch]) -> Result<Vec<StampedBatch>, RepairError> {
         // A range between two segments may reach into the second.
         let next =
             self.sealed.iter().map(|segment| segment.entry.name.base_offset).find(|base| *base > hole.start);
@@ -100,8 +80,11 @@ impl Log {
         };
         let epochs = epoch_at(hole.start)..=epoch_at(hole.end);
         let mut expected = hole.start;
-        let mut count = 0;
+        let mut fitting = Vec::new();
         for batch in batches {
+            if expected >= limit {
+                break;
+            }
             let leader = &batch.header.leader;
             if leader.base_offset != expected || !epochs.contains(&leader.leader_epoch) {
                 return Err(RepairError::Unfit {
@@ -110,23 +93,26 @@ impl Log {
                     epoch: leader.leader_epoch,
                 });
             }
-            if batch.header.end_offset() > limit {
-                break;
-            }
+            let trimmed = batch.clone().trimmed(hole.start..limit, self.shared.partition);
+            let Ok(Some(batch)) = trimmed else { break };
             expected = batch.header.end_offset();
-            count += 1;
+            fitting.push(batch);
         }
-        match batches.get(..count) {
-            Some(fit) if count > 0 => Ok(fit),
-            _ => Err(RepairError::TooLittle { start: hole.start, end: limit }),
+        if fitting.is_empty() {
+            return Err(RepairError::TooLittle { start: hole.start, end: limit });
         }
+        Ok(fitting)
     }
 
-    /// A name for a repaired segment that no file has.
-    fn repaired_name(&self, base_offset: Offset) -> SegmentName {
-        let used = self.sealed.iter().map(|segment| segment.entry.name.serial);
-        let last = used.filter(|serial| *serial >= REPAIRED_SERIAL).max();
-        SegmentName { serial: last.map_or(REPAIRED_SERIAL, |last| last + 1), base_offset }
+    /// A name for a rewritten segment that no file has.
+    fn repaired_name(&mut self, base_offset: Offset) -> SegmentName {
+        SegmentName { serial: self.reserve_rewritten(1), base_offset }
+    }
+
+    /// The first of so many serial numbers for rewritten segments.
+    pub(super) const fn reserve_rewritten(&mut self, count: u64) -> u64 {
+        self.next_rewritten += count;
+        self.next_rewritten - count
     }
 
     /// Writes a segment with what is good of the damaged one and the batches that it lacks.
@@ -137,22 +123,12 @@ impl Log {
         hole: &Hole,
         batches: &[StampedBatch],
     ) -> Result<Rewritten, RepairError> {
-        let fs = self.store.file_system();
         let segment = SegmentFile::new(self.shared.partition, &self.shared.directory, name, false);
         let path = segment.path.clone();
-        // What an attempt that was interrupted left is listed nowhere and mapped by nobody.
-        let file = fs.open(&path, OpenMode::CreateTruncated).map_err(Error::io("create segment", &path))?;
-        let mut rewritten = Rewritten {
-            state: Active::new(segment),
-            file,
-            buffer: Vec::new(),
-            position: 0,
-            end: name.base_offset,
-            holes: Vec::new(),
-        };
+        let mut rewritten = Rewritten::create(&**self.store.file_system(), segment)?;
         let written = match damaged {
             None => rewritten.fill(batches),
-            Some(damaged) => rewritten.merge(self, damaged, hole, batches),
+            Some(damaged) => merge(&mut rewritten, self, damaged, hole, batches),
         };
         written
             .and_then(|()| rewritten.write())
@@ -169,18 +145,9 @@ impl Log {
         hole: &Hole,
         filled: Offset,
     ) -> Result<(), RepairError> {
-        let Rewritten { state, end, holes: mut left, .. } = rewritten;
-        let name = state.file.name;
-        let entry = SealedSegment {
-            name,
-            end_offset: damaged.map_or(end, |damaged| damaged.entry.end_offset),
-            length: state.position,
-            checksum: state.checksum.finalize(),
-            max_timestamp: state.index.max_timestamp(),
-            first_append_time: state.first_append_time,
-            last_append_time: state.last_append_time,
-            location: Location::Local,
-        };
+        let entry = rewritten.entry(damaged.map_or(rewritten.end, |damaged| damaged.entry.end_offset));
+        let Rewritten { state, holes: mut left, .. } = rewritten;
+        let name = entry.name;
         // Of other segments, and of this one what is left.
         let old = damaged.map(|damaged| damaged.entry.name.serial);
         let others = self.holes.iter().filter(|other| {
@@ -205,7 +172,9 @@ impl Log {
             let (from, to) = self.removal(segment.entry.name.producers_name());
             crate::storage::structure::move_to_trash(&*fs, &from, &to);
         }
-        let holes = left.clone();
+        // What is filled in may be older than what is known of its keys.
+        self.changed_below_end(hole.start);
+        let (holes, cleaned) = (left.clone(), self.cleaned.clone());
         let listed = |manifest: &mut highwater_broker_core::log::manifest::Manifest| {
             if let Some(damaged) = damaged {
                 manifest.segments.retain(|segment| segment.name != damaged.entry.name);
@@ -213,6 +182,7 @@ impl Log {
             let at = manifest.segments.partition_point(|segment| segment.name.base_offset < name.base_offset);
             manifest.segments.insert(at, entry);
             manifest.holes = holes;
+            manifest.cleaned = cleaned;
         };
         self.shared.structure.change_now(&*fs, self.shared.partition, &self.shared.directory, listed)?;
         state.file.handle.lock().index = Some(Arc::new(state.index));
@@ -248,87 +218,37 @@ impl Log {
     }
 }
 
-impl Rewritten {
-    fn fill(&mut self, batches: &[StampedBatch]) -> std::io::Result<()> {
-        for batch in batches {
-            self.state.note(&batch.header, self.next(), batch.header_crc());
-            self.buffer.extend_from_slice(&batch.head);
-            self.buffer.extend_from_slice(&batch.tail);
-            self.end = batch.header.end_offset();
-            self.state.position = self.next();
-            if self.buffer.len() >= PIECE {
-                self.write()?;
-            }
+/// Copies the good batches of the damaged segment around the ones that it lacks.
+fn merge(
+    rewritten: &mut Rewritten,
+    log: &Log,
+    damaged: &Sealed,
+    hole: &Hole,
+    batches: &[StampedBatch],
+) -> std::io::Result<()> {
+    let entry = &damaged.entry;
+    let old = log.store.cache().file(&damaged.file)?;
+    let length = entry.length.min(old.length()?);
+    let source = FileBytes::new(&*old, length, false, PIECE);
+    let base = entry.name.base_offset;
+    let mut scanner = Scanner::new(source, log.shared.partition, Depth::Full, base, LeaderEpoch(0));
+    let mut missing = Some(batches);
+    while let Some(found) = scanner.next_found()? {
+        let Found::Batch { position, header } = found else { continue };
+        if header.leader.base_offset >= hole.end
+            && let Some(batches) = missing.take()
+        {
+            rewritten.note_gap(hole.start);
+            rewritten.fill(batches)?;
         }
-        Ok(())
+        rewritten.note_gap(header.leader.base_offset);
+        let bytes = scanner.source_mut().view(position, header.length())?;
+        rewritten.push(&header, &[bytes])?;
     }
-
-    /// Copies the good batches of the damaged segment around the ones that it lacks.
-    fn merge(
-        &mut self,
-        log: &Log,
-        damaged: &Sealed,
-        hole: &Hole,
-        batches: &[StampedBatch],
-    ) -> std::io::Result<()> {
-        let entry = &damaged.entry;
-        let old = log.store.cache().file(&damaged.file)?;
-        let length = entry.length.min(old.length()?);
-        let source = FileBytes::new(&*old, length, false, PIECE);
-        let base = entry.name.base_offset;
-        let mut scanner = Scanner::new(source, log.shared.partition, Depth::Full, base, LeaderEpoch(0));
-        let mut missing = Some(batches);
-        while let Some(found) = scanner.next_found()? {
-            let Found::Batch { position, header } = found else { continue };
-            if header.leader.base_offset >= hole.end
-                && let Some(batches) = missing.take()
-            {
-                self.note_gap(hole.start);
-                self.fill(batches)?;
-            }
-            self.note_gap(header.leader.base_offset);
-            let bytes = scanner.source_mut().view(position, header.length())?;
-            let header_crc = header.header_crc;
-            self.state.note(&header, self.position + self.buffer.len() as u64, header_crc);
-            self.buffer.extend_from_slice(bytes);
-            self.end = header.end_offset();
-            self.state.position = self.next();
-            if self.buffer.len() >= PIECE {
-                self.write()?;
-            }
-        }
-        if let Some(batches) = missing {
-            self.note_gap(hole.start);
-            self.fill(batches)?;
-        }
-        self.note_gap(entry.end_offset);
-        Ok(())
+    if let Some(batches) = missing {
+        rewritten.note_gap(hole.start);
+        rewritten.fill(batches)?;
     }
-
-    /// Batches up to `next` are missing: that stays a hole.
-    fn note_gap(&mut self, next: Offset) {
-        if next > self.end {
-            self.state.index.break_here();
-            let at = self.next();
-            let positions: Range<u64> = at..at;
-            self.holes.push(Hole {
-                start: self.end,
-                end: next,
-                serial: self.state.file.name.serial,
-                positions,
-            });
-            self.end = next;
-        }
-    }
-
-    const fn next(&self) -> u64 {
-        self.position + self.buffer.len() as u64
-    }
-
-    fn write(&mut self) -> std::io::Result<()> {
-        files::write_all(&*self.file, &self.buffer, self.position)?;
-        self.position += self.buffer.len() as u64;
-        self.buffer.clear();
-        Ok(())
-    }
+    rewritten.note_gap(entry.end_offset);
+    Ok(())
 }

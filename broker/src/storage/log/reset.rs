@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use highwater_broker_core::log::cleaning::CleanState;
 use highwater_broker_core::log::manifest::{EpochStart, Location, SealedSegment, start_epochs_at};
 use highwater_broker_core::log::segment_name::SegmentName;
 use highwater_broker_core::producer::{Binding, ProducerTable, encode_file};
@@ -62,6 +63,7 @@ impl Log {
             manifest.epochs = manifest_epochs;
             manifest.before = Some(before);
             manifest.producers_from = Offset::ZERO;
+            manifest.cleaned = CleanState::default();
         });
         if let Err(error) = written {
             self.suspect = true;
@@ -88,6 +90,8 @@ impl Log {
         let snapshots: Vec<_> = snapshots.map(|name| self.removal(name.producers_name())).collect();
         let removals = dead.iter().flat_map(|name| self.removals(name)).chain(snapshots).collect();
         start_epochs_at(&mut epochs, log_start);
+        self.changed_below_end(Offset::ZERO);
+        self.looked_upto = Offset::ZERO;
         self.sealed = VecDeque::new();
         self.before = Some(before);
         self.holes.clear();

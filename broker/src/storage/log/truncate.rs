@@ -57,6 +57,8 @@ impl Log {
         holes.retain(|hole| hole.start < log_end);
         truncate_epochs(&mut self.epochs, log_end);
         let epochs = self.epochs.clone();
+        self.changed_below_end(log_end);
+        let cleaned = self.cleaned.clone();
         let (next_serial, log_start, before) = (self.next_serial, self.log_start, self.before);
         let fs = Arc::clone(self.store.file_system());
         let manifest_holes = holes.clone();
@@ -73,6 +75,7 @@ impl Log {
                 manifest.holes = manifest_holes;
                 manifest.epochs = epochs;
                 manifest.before = before;
+                manifest.cleaned = cleaned;
             },
         );
         if let Err(error) = written {

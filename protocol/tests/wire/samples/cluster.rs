@@ -51,6 +51,8 @@ fn replicas() -> Vec<ApiSamples> {
                 start: 10,
                 end: 80,
                 bytes_max: 8 << 20,
+                key_slices: 4,
+                key_slice: 3,
             },
             ReplicaChecksumReply {
                 start: 10,
@@ -61,6 +63,9 @@ fn replicas() -> Vec<ApiSamples> {
                 log_start: 5,
                 log_end: 82,
                 high_watermark: 81,
+                compacted: true,
+                compacted_end: 70,
+                key_slices_needed: 8,
             },
         ),
     ]

@@ -1,9 +1,11 @@
 //! The cluster as a whole: its first command, feature levels, batches, identities, bytes, and take-over.
 
+use std::collections::BTreeMap;
+
 use highwater_protocol::ids::{BrokerEpoch, ClusterId, LeaderEpoch, NodeId};
 
 use super::super::codec::{CodecError, decode_command, decode_outcome, encode_command, encode_outcome};
-use super::super::command::{Command, FEATURE_LEVEL_MAX, Refusal, Reply};
+use super::super::command::{Command, FEATURE_LEVEL_GROUPS, FEATURE_LEVEL_MAX, Refusal, Reply};
 use super::super::image::{ClusterImage, Defaults};
 use super::super::testing::{
     apply, create, epoch, fence, id, image_with_brokers, nodes, ok, partition, ready, register,
@@ -138,4 +140,25 @@ fn an_operator_who_elects_uncleanly_is_told_what_is_lost_and_has_to_accept_it() 
     let state = partition(&image, 1, 0);
     assert_eq!((state.leader, state.in_sync, state.eligible.len()), (Some(NodeId(out)), nodes(&[out]), 0));
     assert!(state.leader_epoch > epoch);
+}
+
+#[test]
+fn h24_settings_of_compaction_wait_until_every_broker_knows_them() {
+    let alter = |name: &str| Command::AlterTopic {
+        name: "topic".to_owned(),
+        set: BTreeMap::from([(name.to_owned(), "1".to_owned())]),
+        unset: Vec::new(),
+        partitions: 0,
+    };
+    assert_eq!(alter("segment_bytes").level(), 1);
+    for name in crate::controller::topic_config::COMPACTION_SETTINGS {
+        assert_eq!(alter(name).level(), FEATURE_LEVEL_GROUPS, "{name}");
+        let unset = Command::AlterTopic {
+            name: "topic".to_owned(),
+            set: BTreeMap::new(),
+            unset: vec![name.to_owned()],
+            partitions: 0,
+        };
+        assert_eq!(unset.level(), FEATURE_LEVEL_GROUPS, "{name}");
+    }
 }

@@ -57,7 +57,9 @@ impl Recovery<'_> {
         &mut self,
         names: &BTreeSet<SegmentName>,
     ) -> Result<BTreeSet<SegmentName>, Error> {
-        let repaired: Vec<SegmentName> = names.iter().copied().filter(SegmentName::is_repaired).collect();
+        let mut repaired: Vec<SegmentName> = names.iter().copied().filter(SegmentName::is_repaired).collect();
+        // In the order of the log. Of two that start at the same offset the older one is whole for sure.
+        repaired.sort_by_key(|name| (name.base_offset, name.serial));
         let mut tail: BTreeSet<SegmentName> =
             names.iter().copied().filter(|name| !name.is_repaired()).collect();
         for name in repaired {
