@@ -30,7 +30,7 @@ test *ARGS:
 
 # Fixed-seed histories with another first seed, for as long as you like: `just sim 100000 5000`.
 sim SEED="1000" COUNT="2000":
-    HIGHWATER_SEED={{SEED}} HIGHWATER_HISTORIES={{COUNT}} cargo test -p highwater-tests --release --test log_histories --test broker_histories
+    HIGHWATER_SEED={{SEED}} HIGHWATER_HISTORIES={{COUNT}} cargo test -p highwater-tests --release --test log_histories --test broker_histories --test cleaning_histories
 
 # Coverage-guided fuzzing of every decoder with libFuzzer: `just fuzz 600` is ten minutes.
 fuzz SECONDS="60":
@@ -103,6 +103,10 @@ group-members COUNT="1000" SECONDS="30":
 # So many commits, and how long it takes to read what is left of them.
 group-replay COMMITS="10000000":
     HIGHWATER_COMMITS={{COMMITS}} cargo test -p highwater-tests --release --test groups replay:: -- --nocapture
+
+# `kill -9` of the real broker in the middle of compaction, and a compacted topic of this many records.
+compaction KILLS="50" RECORDS="10000000" SEED="1":
+    HIGHWATER_KILLS={{KILLS}} HIGHWATER_RECORDS={{RECORDS}} HIGHWATER_SEED={{SEED}} cargo test -p highwater-tests --release --test compaction -- --nocapture --test-threads 1
 
 # A real text of this many lines through the command line and back.
 text LINES="500000":
