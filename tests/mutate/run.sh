@@ -67,6 +67,12 @@ duplicate_answered_early             | tests       | producer_holes   | a_duplic
 h13_gap_is_passed_over               | client      | lib              | sequenced::tests::behind_a_batch_that_was
 h13_ambiguous_batch_under_new_epoch  | client      | lib              | sequenced::tests::what_may_still_arrive
 raft_to_any_directory                | broker      | cluster          | messages_of_consensus
+group_release_by_an_old_heartbeat    | broker-core | groups           | a_late_heartbeat
+group_commit_of_any_generation       | broker-core | groups           | a_late_commit
+group_join_starts_over               | broker-core | groups           | a_repeated_join
+group_subscription_of_an_old_heartbeat | broker-core | groups         | a_late_subscription
+group_half_an_assignment             | broker-core | groups           | half_an_assignment
+group_gives_what_others_own          | broker-core | groups           | a_partition_that_does_not_move
 RULES
 }
 

@@ -2,8 +2,13 @@
 #![cfg(test)]
 
 mod bench;
+mod bounds;
 mod dice;
 mod histories;
+mod interleavings;
 mod oracle;
+mod positions;
+mod records;
 mod scenarios;
+mod statics;
 mod world;
