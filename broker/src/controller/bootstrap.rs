@@ -230,9 +230,9 @@ pub(super) async fn come_up(core: &Arc<Core>, raft: &Raft, formatted: &Formatted
                     initialise(raft, members).await;
                 }
             }
-            Round::Waits(why) => waiting.report(&why),
+            Round::Waits(why) => waiting.report(core, &why),
             Round::Contradiction(why) => {
-                waiting.report(&why);
+                waiting.report(core, &why);
                 if waiting.contradicted_for_too_long() {
                     return Err(why);
                 }
@@ -257,7 +257,8 @@ struct Waiting {
 }
 
 impl Waiting {
-    fn report(&mut self, why: &str) {
+    fn report(&mut self, core: &Core, why: &str) {
+        *core.waits_for.lock() = Some(format!("the cluster has not started yet: {why}"));
         if self.reported_at.is_none_or(|at| at.elapsed() >= REPORT_PERIOD) {
             self.reported_at = Some(Instant::now());
             warn!("the cluster has not started yet: {why}");

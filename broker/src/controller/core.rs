@@ -123,6 +123,8 @@ pub(crate) struct Core {
     pub(crate) judgement: Mutex<Option<Judgement>>,
     /// Brokers that were removed while this process ran.
     pub(crate) removed: Mutex<BTreeSet<NodeId>>,
+    /// What this broker waits for before it takes part, as last found out.
+    pub(crate) waits_for: Mutex<Option<String>>,
 }
 
 impl fmt::Debug for Core {
@@ -171,6 +173,7 @@ impl Core {
             proposals,
             judgement: Mutex::new(None),
             removed: Mutex::default(),
+            waits_for: Mutex::default(),
         })
     }
 

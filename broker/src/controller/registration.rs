@@ -38,10 +38,12 @@ pub(super) async fn run(core: Arc<Core>) {
             Ok(epoch) => {
                 before = true;
                 reported = None;
+                *core.waits_for.lock() = None;
                 info!(broker_epoch = epoch.get(), "registered");
                 core.registration.send_replace(Some(epoch));
                 let why = keep(&core, epoch).await;
                 core.registration.send_replace(None);
+                *core.waits_for.lock() = Some(why.message.clone());
                 warn!(%why, "the registration is gone; registering again");
                 continue;
             }
@@ -50,6 +52,9 @@ pub(super) async fn run(core: Arc<Core>) {
                 return;
             }
             Err(error) => {
+                if core.view.borrow().initialised {
+                    *core.waits_for.lock() = Some(error.message.clone());
+                }
                 if reported.is_none_or(|at| at.elapsed() >= REPORT_PERIOD) {
                     if reported.is_some() || error.code == ErrorCode::BrokerConflict {
                         warn!(%error, "not registered yet");

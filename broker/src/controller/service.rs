@@ -117,9 +117,10 @@ impl ControllerHandle {
         if registered.is_some() && registered <= known {
             return Ok(image);
         }
+        let why = self.core.waits_for.lock().as_ref().map_or_else(String::new, |why| format!(": {why}"));
         Err(ApiError::new(
             ErrorCode::NoController,
-            format!("broker {} is starting and does not know the topics yet", self.node_id()),
+            format!("broker {} is starting and does not know the topics yet{why}", self.node_id()),
         ))
     }
 

@@ -8,7 +8,7 @@ use highwater_broker::{Broker, config};
 use highwater_broker_core::log::envelope;
 use highwater_protocol::messages::{CreateTopicRequest, DeleteTopicRequest, MetadataRequest};
 
-use super::support::{Place, ask, free, kill, refused, start, until};
+use super::support::{Place, ask, free, kill, refusal_text, refused, start, until};
 
 const THREE: [u32; 3] = [1, 2, 3];
 
@@ -21,6 +21,13 @@ async fn three_voters_become_one_cluster_whoever_is_started_last() {
     // Two of three are a majority, and still there is no cluster before all have answered.
     let waited = tokio::time::timeout(Duration::from_millis(700), first.ready()).await;
     assert!(waited.is_err(), "a cluster without its third voter");
+    // Whoever asks meanwhile is told what is waited for.
+    let missing = &place.addresses[&3];
+    until("a client is told which voter is missing", || async {
+        let text = refusal_text(&place.addresses[&1], &MetadataRequest::default()).await?;
+        (text.contains("voter 3 does not answer") && text.contains(missing)).then_some(())
+    })
+    .await;
     let third = Box::pin(Broker::launch(config(3), Env::real())).await.unwrap();
     for broker in [&first, &second, &third] {
         broker.ready().await.unwrap();

@@ -158,6 +158,12 @@ pub(crate) async fn refusal<R: Request>(
     connection.request(request, soon()).await.err()?.code()
 }
 
+/// What a broker says when it refuses a request.
+pub(crate) async fn refusal_text<R: Request>(address: &str, request: &R) -> Option<String> {
+    let connection = connect(address, None).await?;
+    Some(connection.request(request, soon()).await.err()?.to_string())
+}
+
 async fn connect(address: &str, broker: Option<BrokerIdentity>) -> Option<Connection> {
     let link = TcpConnector.connect(address).await.ok()?;
     let settings = LinkSettings { broker, ..LinkSettings::default() };
