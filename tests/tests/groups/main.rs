@@ -6,5 +6,6 @@
 
 mod coordinator_kills;
 mod coordinator_pauses;
+mod joining;
 mod many_members;
 mod replay;
