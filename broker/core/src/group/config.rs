@@ -30,6 +30,19 @@ pub struct GroupConfig {
     pub expiry_interval: Duration,
 }
 
+impl GroupConfig {
+    /// How far apart heartbeats of a member with this session time-out are while nothing happens.
+    pub(super) fn regular_interval(&self, session_timeout_ms: u32) -> Duration {
+        self.heartbeat_interval.min(Duration::from_millis(session_timeout_ms.into()) / 3)
+    }
+
+    /// How long a member with this session time-out is silent before it is suspected: one heartbeat has not come, with
+    /// half an interval to spare.
+    pub(super) fn suspicion(&self, session_timeout_ms: u32) -> Duration {
+        self.regular_interval(session_timeout_ms) * 3 / 2
+    }
+}
+
 impl Default for GroupConfig {
     fn default() -> Self {
         Self {

@@ -17,6 +17,7 @@ use super::draft::{Draft, reconciled};
 use super::join::subscription_of;
 use super::membership::{Member, Membership};
 use super::record::{Change, Current, Profile};
+use crate::time::Mono;
 
 impl GroupShard {
     pub(super) fn heartbeat(
@@ -61,18 +62,18 @@ impl GroupShard {
             draft.raise_generation(membership.assignor().unwrap_or(self.config.assignor));
             draft.assign_if_due(&self.topics);
             draft.reconcile(id, seen);
-            let reply = self.reply(&draft.membership, id, request, owned.as_ref(), true);
+            let reply = self.reply(now.mono, &draft.membership, id, request, owned.as_ref(), true);
             return Ok(Decision::reply(Reply::Heartbeat(reply)).heard(name, id).with(draft));
         }
         let settled = member.is_settled(membership.assigned()) && request.generation == current.generation;
         let next = if settled { None } else { reconciled(membership, id, member, seen) };
         let Some(next) = next else {
-            let reply = self.reply(membership, id, request, owned.as_ref(), false);
+            let reply = self.reply(now.mono, membership, id, request, owned.as_ref(), false);
             return Ok(Decision::reply(Reply::Heartbeat(reply)).heard(name, id));
         };
         let mut draft = Draft::new(name, membership.clone(), now);
         draft.push(Change::Current(Arc::clone(id), Some(next)));
-        let reply = self.reply(&draft.membership, id, request, owned.as_ref(), true);
+        let reply = self.reply(now.mono, &draft.membership, id, request, owned.as_ref(), true);
         Ok(Decision::reply(Reply::Heartbeat(reply)).heard(name, id).with(draft))
     }
 
@@ -80,6 +81,7 @@ impl GroupShard {
     /// it says.
     pub(super) fn reply(
         &self,
+        now: Mono,
         membership: &Membership,
         id: &str,
         request: &GroupHeartbeatRequest,
@@ -91,7 +93,7 @@ impl GroupShard {
         let current = member.current.as_ref().unwrap_or(&nothing);
         let differs = owned.is_some_and(|owned| !current.assigned.keys().eq(owned));
         let told = changed || differs || request.generation != current.generation;
-        let interval = self.interval(membership, profile, member);
+        let interval = self.interval(now, membership, profile, member);
         GroupHeartbeatReply {
             generation: current.generation,
             heartbeat_interval_ms: u32::try_from(interval.as_millis()).unwrap_or(u32::MAX),
@@ -100,16 +102,13 @@ impl GroupShard {
         }
     }
 
-    /// How far apart heartbeats of a settled member are.
-    pub(super) fn regular_interval(&self, profile: &Profile) -> Duration {
-        let session = Duration::from_millis(profile.session_timeout_ms.into());
-        self.config.heartbeat_interval.min(session / 3)
-    }
-
-    fn interval(&self, membership: &Membership, profile: &Profile, member: &Member) -> Duration {
-        let regular = self.regular_interval(profile);
+    fn interval(&self, now: Mono, membership: &Membership, profile: &Profile, member: &Member) -> Duration {
+        let regular = self.config.regular_interval(profile.session_timeout_ms);
         if member.is_settled(membership.assigned()) && !membership.is_assignment_due() {
-            return regular;
+            // If another one is about to be fenced, this one hears of its share soon after.
+            let step = self.config.hand_over_interval;
+            let suspect = membership.suspect.filter(|deadline| deadline.after(step * 2) > now);
+            return suspect.map_or(regular, |deadline| regular.min(deadline.since(now) + step));
         }
         let members = u64::try_from(membership.member_count()).unwrap_or(u64::MAX);
         regular.min(self.config.hand_over_interval.max(Duration::from_millis(members)))

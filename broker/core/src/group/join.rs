@@ -43,7 +43,7 @@ impl GroupShard {
         draft.assign_if_due(&self.topics);
         draft.reconcile(&id, None);
         draft.events.push(Event::Joined { group: Arc::clone(&name), member: Arc::clone(&id), instead_of });
-        let reply = self.reply(&draft.membership, &id, request, None, true);
+        let reply = self.reply(now.mono, &draft.membership, &id, request, None, true);
         Ok(Decision::reply(Reply::Heartbeat(reply)).heard(&name, &id).with(draft))
     }
 
@@ -52,7 +52,7 @@ impl GroupShard {
     fn join_again(&self, mut draft: Draft, id: &Arc<str>, request: &GroupHeartbeatRequest) -> Decision {
         let name = Arc::clone(draft.group());
         draft.reconcile(id, None);
-        let reply = self.reply(&draft.membership, id, request, None, true);
+        let reply = self.reply(draft.now.mono, &draft.membership, id, request, None, true);
         Decision::reply(Reply::Heartbeat(reply)).heard(&name, id).with(draft)
     }
 
@@ -127,8 +127,7 @@ impl GroupShard {
         if **id == *request.member_id {
             return Ok(None);
         }
-        // One that is alive would have been heard of by now, with half an interval to spare.
-        let silence = self.regular_interval(profile) * 3 / 2;
+        let silence = self.config.suspicion(profile.session_timeout_ms);
         if profile.away || request.take_over || now.mono.since(member.heard) > silence {
             return Ok(Some(Arc::clone(id)));
         }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use highwater_protocol::ids::TopicPartition;
 
 use super::assignor::Assignor;
+use super::config::GroupConfig;
 use super::record::{Change, Current, Epochs, Profile, Target};
 use crate::time::Mono;
 
@@ -26,6 +27,8 @@ pub(super) struct Membership {
     owners: Arc<BTreeMap<TopicPartition, Arc<str>>>,
     /// When targets were last made. Not recorded.
     pub(super) assigned_at: Option<Mono>,
+    /// When the next member will be fenced that has missed a heartbeat, unless it is heard of. Not recorded.
+    pub(super) suspect: Option<Mono>,
 }
 
 /// A member of a group, as far as there are records of it.
@@ -52,6 +55,17 @@ impl Member {
         let session = self.heard.after(Duration::from_millis(profile.session_timeout_ms.into()));
         let rebalance = Duration::from_millis(profile.rebalance_timeout_ms.into());
         self.revoking_since.map_or(session, |since| since.after(rebalance).min(session))
+    }
+
+    /// When the member is next looked at: once it has missed a heartbeat, and then when its time is up.
+    pub(super) fn next_look(&self, config: &GroupConfig, profile: &Profile, now: Mono) -> Mono {
+        let (suspected, deadline) = (self.suspected(config, profile), self.deadline(profile));
+        if suspected > now { suspected.min(deadline) } else { deadline }
+    }
+
+    /// When the member has missed a heartbeat.
+    fn suspected(&self, config: &GroupConfig, profile: &Profile) -> Mono {
+        self.heard.after(config.suspicion(profile.session_timeout_ms))
     }
 
     /// What it is to have, if that was decided since it joined and has this subscription, by an assignment that is
@@ -193,6 +207,18 @@ impl Membership {
             member.revoking_since = current.filter(|current| !current.revoking.is_empty()).map(|_| since);
             member.current = current.cloned();
         });
+    }
+
+    /// Looks again for members that have missed a heartbeat.
+    pub(super) fn find_suspect(&mut self, config: &GroupConfig, now: Mono) {
+        let silent = self.members().filter(|(_, profile, member)| member.suspected(config, profile) <= now);
+        self.suspect = silent.map(|(_, profile, member)| member.deadline(profile)).min();
+    }
+
+    /// A member has missed a heartbeat.
+    pub(super) fn suspect(&mut self, deadline: Mono, now: Mono) {
+        let others = self.suspect.filter(|others| *others >= now);
+        self.suspect = Some(others.map_or(deadline, |others| others.min(deadline)));
     }
 
     /// After a load: whoever has no profile is nobody, whatever else is recorded of it; everybody has a full session.

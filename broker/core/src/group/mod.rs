@@ -114,7 +114,7 @@ impl GroupShard {
             let deadlines: Vec<_> = group
                 .membership
                 .members()
-                .map(|(id, profile, member)| (Arc::clone(id), member.deadline(profile)))
+                .map(|(id, profile, member)| (Arc::clone(id), member.next_look(&self.config, profile, now)))
                 .collect();
             for (id, deadline) in deadlines {
                 self.timers.set(deadline, Timer::Member(Arc::clone(name), Arc::clone(&id)));
@@ -237,7 +237,7 @@ impl GroupShard {
             change => group.membership.apply(now, change),
         }
         if !self.loading {
-            self.timers.follow(now, name, group, &record.change);
+            self.timers.follow(&self.config, now, name, group, &record.change);
         }
         if group.is_nothing() {
             if let Some(at) = group.timer {

@@ -64,11 +64,15 @@ impl GroupShard {
         }
         let deadline = member.deadline(profile);
         let overdue = deadline <= now.mono;
+        let look = member.next_look(&self.config, profile, now.mono);
         if !overdue {
-            self.timers.set(deadline, Timer::Member(Arc::clone(name), Arc::clone(id)));
+            self.timers.set(look, Timer::Member(Arc::clone(name), Arc::clone(id)));
         }
         if let Some(member) = group.membership.member_mut(id) {
-            member.timer = (!overdue).then_some(deadline);
+            member.timer = (!overdue).then_some(look);
+        }
+        if !overdue && look == deadline {
+            group.membership.suspect(deadline, now.mono);
         }
         overdue
     }
@@ -92,6 +96,10 @@ impl GroupShard {
             draft.assign(&self.topics);
         } else if due.assignment {
             self.timers.move_group(name, timer, not_before);
+        }
+        if !due.members.is_empty() {
+            draft.membership.find_suspect(&self.config, now.mono);
+            membership.suspect = draft.membership.suspect;
         }
         decision.records.append(&mut draft.records);
         decision.events.append(&mut draft.events);

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Group;
+use super::config::GroupConfig;
 use super::membership::Membership;
 use super::record::Change;
 use crate::time::Mono;
@@ -69,7 +70,14 @@ impl Timers {
     }
 
     /// Follows a change that was just applied.
-    pub(super) fn follow(&mut self, now: Mono, name: &Arc<str>, group: &mut Group, change: &Change) {
+    pub(super) fn follow(
+        &mut self,
+        config: &GroupConfig,
+        now: Mono,
+        name: &Arc<str>,
+        group: &mut Group,
+        change: &Change,
+    ) {
         match change {
             Change::Group(_) if group.membership.is_assignment_due() => {
                 let at = assign_after(&group.membership).max(now);
@@ -77,7 +85,7 @@ impl Timers {
             }
             Change::Member(id, Some(_)) | Change::Current(id, Some(_)) => {
                 let Some((_, profile, member)) = group.membership.member(id) else { return };
-                let deadline = member.deadline(profile);
+                let deadline = member.next_look(config, profile, now);
                 if member.timer.is_some_and(|set| set <= deadline) {
                     return;
                 }

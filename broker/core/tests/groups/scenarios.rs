@@ -168,3 +168,38 @@ fn new_partitions_and_topics_are_picked_up() {
     assert!(a.owned.contains(&at("later", 0)) && b.owned.contains(&at("refunds-1", 0)));
     assert_eq!((a.owned.len(), b.owned.len()), (3, 3));
 }
+
+/// Must-show: others have what a crashed member had about when its session ends, not a heartbeat interval later.
+#[test]
+fn a_crashed_members_share_is_with_others_when_its_session_ends() {
+    let mut worst = Duration::ZERO;
+    // Heartbeats of the others fall anywhere between those of the one that dies.
+    for shift in (0..3_000).step_by(250) {
+        let mut bench = Bench::new(&[("orders", 6)]);
+        let mut members = ["a", "b", "c"].map(|id| Member::new(id, &["orders"]));
+        let [a, b, c] = &mut members;
+        settle(&mut bench, &mut [a, b, c]);
+        bench.wait(Duration::from_millis(shift));
+        members[1].beat(&mut bench).unwrap();
+        bench.wait(Duration::from_millis(3_000 - shift));
+        members[0].beat(&mut bench).unwrap();
+        members[2].beat(&mut bench).unwrap();
+        let died = bench.now().mono;
+        let mut due = [shift, 3_000];
+        let mut at = 0;
+        while members[1].owned.len() + members[2].owned.len() < 6 {
+            let next = *due.iter().min().unwrap();
+            bench.wait(Duration::from_millis(next - at));
+            at = next;
+            for (member, due) in members[1..].iter_mut().zip(&mut due) {
+                if *due <= at {
+                    member.beat(&mut bench).unwrap();
+                    *due = at + member.interval.as_millis() as u64;
+                }
+            }
+        }
+        worst = worst.max(bench.now().mono.since(died));
+    }
+    println!("session 10 s: the last partition is with another {worst:?} after the last heartbeat");
+    assert!(worst <= Duration::from_millis(10_200), "{worst:?}");
+}
