@@ -10,7 +10,8 @@ use highwater_protocol::limits::NAME_BYTES_MAX;
 use serde::de::Deserializer;
 use serde::{Deserialize, Serialize};
 
-use super::{Config, ConfigError, FromText, check_address};
+use super::units::FromText;
+use super::{Config, ConfigError, check_address};
 
 /// One of the first brokers.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
+use highwater_broker_core::log::cleaning::CleanState;
 use highwater_broker_core::log::directory::{self, TEMPORARY_SUFFIX};
 use highwater_broker_core::log::envelope::FormatError;
 use highwater_broker_core::log::manifest::{
@@ -487,20 +488,9 @@ impl Recovery<'_> {
             .max();
         producers.note_time(last_append_time.unwrap_or(i64::MIN));
         let before = manifest.before;
-        let mut active = active;
-        if let Some(active) = &mut active {
-            let path = active.file.path.clone();
-            let file = store.cache().file(&active.file).map_err(Error::io("open segment", &path))?;
-            active.allocated = file.length().map_err(Error::io("measure segment", &path))?;
-        }
+        let active = active.map(|active| measured(store, active)).transpose()?;
         let (log_generation, holes) = (manifest.log_generation, manifest.holes.clone());
-        let mut cleaned = manifest.cleaned.clone();
-        cleaned.cut(log_end);
-        // What an interrupted pass has looked at was sealed.
-        let is_rewritten = sealed.iter().any(|segment| segment.entry.name.is_repaired());
-        let looked_upto = if is_rewritten { manifest.end_offset().min(log_end) } else { cleaned.upto };
-        let rewritten = sealed.iter().map(|segment| segment.entry.name.serial + 1);
-        let next_rewritten = rewritten.max().unwrap_or(0).max(REPAIRED_SERIAL);
+        let (cleaned, looked_upto, next_rewritten) = compaction_of(&manifest, log_end);
         let structure = Structure::new(manifest, !sealed.is_empty() || active.is_some());
         let flush = FlushState {
             log_generation,
@@ -537,6 +527,26 @@ impl Recovery<'_> {
         };
         Ok((log, report))
     }
+}
+
+/// The active segment with the bytes that are reserved for it.
+fn measured(store: &Store, mut active: Active) -> Result<Active, Error> {
+    let path = active.file.path.clone();
+    let file = store.cache().file(&active.file).map_err(Error::io("open segment", &path))?;
+    active.allocated = file.length().map_err(Error::io("measure segment", &path))?;
+    Ok(active)
+}
+
+/// How far a log is compacted, up to where passes have looked, and the next serial number of a rewritten segment.
+fn compaction_of(manifest: &Manifest, log_end: Offset) -> (CleanState, Offset, u64) {
+    let mut cleaned = manifest.cleaned.clone();
+    cleaned.cut(log_end);
+    let names = || manifest.segments.iter().map(|segment| segment.name);
+    // What an interrupted pass has looked at was sealed.
+    let is_rewritten = names().any(|name| name.is_repaired());
+    let looked_upto = if is_rewritten { manifest.end_offset().min(log_end) } else { cleaned.upto };
+    let next_rewritten = names().map(|name| name.serial + 1).max().unwrap_or(0).max(REPAIRED_SERIAL);
+    (cleaned, looked_upto, next_rewritten)
 }
 
 /// What a log shares with the flusher and with readers, after a recovery.
