@@ -108,6 +108,14 @@ group-replay COMMITS="10000000":
 compaction KILLS="50" RECORDS="10000000" SEED="1":
     HIGHWATER_KILLS={{KILLS}} HIGHWATER_RECORDS={{RECORDS}} HIGHWATER_SEED={{SEED}} cargo test -p highwater-tests --release --test compaction -- --nocapture --test-threads 1
 
+# Members of a group joining, leaving, crashing and being paused at a high rate, for so many seconds; everything is counted.
+group-churn SECONDS="600" RATE="100000" SEED="1":
+    HIGHWATER_SECONDS={{SECONDS}} HIGHWATER_RATE={{RATE}} HIGHWATER_SEED={{SEED}} cargo test -p highwater-tests --release --test groups_client churn:: -- --nocapture
+
+# The gaps between records of partitions that stay while members come and go, beside those of a run without.
+group-gaps ROUNDS="20":
+    HIGHWATER_ROUNDS={{ROUNDS}} cargo test -p highwater-tests --release --test groups_client gaps:: -- --nocapture
+
 # A real text of this many lines through the command line and back.
 text LINES="500000":
     HIGHWATER_LINES={{LINES}} cargo test -p highwater-tests --release --test real_text -- --nocapture

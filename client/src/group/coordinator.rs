@@ -49,7 +49,7 @@ impl Coordinator {
                 Err(error) => error,
             };
             self.take_error(&error);
-            let again = error.is_retriable() && self.client.pause(&mut backoff, deadline).await;
+            let again = may_pass(&error) && self.client.pause(&mut backoff, deadline).await;
             if !again {
                 return Err(error.with_group(&self.group));
             }
@@ -84,7 +84,7 @@ impl Coordinator {
     /// Forgets where the coordinator was when an error says that it may be elsewhere.
     fn take_error(&self, error: &Error) {
         let elsewhere = match error.code() {
-            None => error.is_retriable(),
+            None => may_pass(error),
             Some(ErrorCode::NotCoordinator | ErrorCode::ShuttingDown) => true,
             Some(code) => matches!(code.duty(), Duty::RefreshMetadata | Duty::Reconnect),
         };
@@ -108,6 +108,12 @@ impl Coordinator {
         *self.known.lock() = Some(coordinator.address.clone());
         Ok(coordinator.address.clone())
     }
+}
+
+/// Whether asking again may help. What may have been done already is asked for again too: doing it twice is doing it
+/// once.
+pub(crate) fn may_pass(error: &Error) -> bool {
+    error.is_retriable() || error.kind() == ErrorKind::OutcomeUnknown
 }
 
 /// An error inside a reply.

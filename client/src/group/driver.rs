@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use self::committing::Settled;
-use super::coordinator::Coordinator;
+use super::coordinator::{Coordinator, may_pass};
 use super::member::{Action, Answer, Failure, Heartbeat, Input, Member, Output, Reason, Ticket, Timing};
 use super::positions::{self, Found};
 use super::session::{Adopted, Change, Done, Explicit, Finished, Presence, Request, Session};
@@ -319,7 +319,7 @@ impl Driver {
         match error.code() {
             Some(ErrorCode::UnknownMember | ErrorCode::FencedGeneration) => Failure::Fenced,
             Some(ErrorCode::InstanceInUse) => Failure::InstanceInUse(error),
-            _ if error.is_retriable() => Failure::Lost(self.client.random()),
+            _ if may_pass(&error) => Failure::Lost(self.client.random()),
             _ => Failure::Fatal(error),
         }
     }

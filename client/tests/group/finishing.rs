@@ -144,6 +144,30 @@ async fn a_partition_with_too_much_unfinished_waits() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_commit_of_unknown_outcome_is_made_again_before_anything_is_given_up() {
+    for code in [ErrorCode::TimedOut, ErrorCode::OutcomeUnknown, ErrorCode::StorageError] {
+        let world = World::new(1, &[0]).await;
+        let mut consumer = world.builder().commit_every(NEVER).build().await.unwrap();
+        event(&mut consumer).await;
+        world.push(0, 0, &["a"]).await;
+        record(&mut consumer).await;
+        world.with(|state| {
+            state.holds_commits = true;
+            state.assign(&[]);
+        });
+        assert!(matches!(event(&mut consumer).await, GroupEvent::Revoked(_)));
+        nothing(&mut consumer, Duration::from_secs(1)).await;
+        world.answer_commits(code).await;
+        nothing(&mut consumer, Duration::from_secs(3)).await;
+        assert_eq!(
+            world.with(|state| (state.committed(0), state.owned())),
+            (Some(1), Some(vec![])),
+            "{code}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn at_most_once_commits_before_it_hands_out() {
     let world = World::new(1, &[0]).await;
     let mut consumer = world.builder().at_most_once().commit_every(NEVER).build().await.unwrap();

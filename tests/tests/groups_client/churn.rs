@@ -171,6 +171,11 @@ async fn run(brokers: &Brokers, seed: u64, time: Duration, rate: u64) -> Result<
     for reader in readers.all.iter_mut().filter(|reader| !reader.ended) {
         reader.stop()?;
     }
+    for reader in readers.all.iter_mut().filter(|reader| reader.fate == Fate::Well) {
+        if reader.has_lost()? {
+            reader.fate = Fate::Starved;
+        }
+    }
     let ends = admin.list_offsets(TOPIC, &[], StartAt::Latest).await?;
     let ends: Vec<u64> = ends.iter().map(|listed| listed.offset.get()).collect();
     ensure!(
@@ -182,13 +187,16 @@ async fn run(brokers: &Brokers, seed: u64, time: Duration, rate: u64) -> Result<
     let per_second = sent as f64 / taken.as_secs_f64();
     println!(
         "{sent} records in {taken:.1?} ({per_second:.0}/s), consumed {caught_up:.1?} later; {} joins, {} leaves, {} \
-         crashes, {} pauses; twice: {} records that a killed member had, {} that a paused one had",
+         crashes, {} pauses; twice: {} records that a killed member had, {} that a paused one had, {} of {} members that got \
+         no time",
         readers.joins,
         readers.leaves,
         readers.all.iter().filter(|reader| reader.fate == Fate::Killed).count(),
         readers.all.iter().filter(|reader| reader.fate == Fate::Paused).count(),
         counts.of_killed,
         counts.of_paused,
+        counts.of_starved,
+        readers.all.iter().filter(|reader| reader.fate == Fate::Starved).count(),
     );
     brokers.check_no_errors(&[])
 }
@@ -198,6 +206,7 @@ async fn run(brokers: &Brokers, seed: u64, time: Duration, rate: u64) -> Result<
 struct Counts {
     of_killed: u64,
     of_paused: u64,
+    of_starved: u64,
 }
 
 impl Counts {
@@ -205,14 +214,17 @@ impl Counts {
     /// somebody had who died or was taken for dead.
     fn of(readers: &[Reader], ends: &[u64]) -> Result<Self> {
         let mut seen: Vec<Vec<u8>> = ends.iter().map(|end| vec![0; *end as usize]).collect();
-        // Who has had what: killed 1, paused 2.
+        // Who has had what: killed 1, paused 2, starved 4.
         let mut faults: Vec<Vec<u8>> = seen.clone();
         for reader in readers {
             let mut last: BTreeMap<u32, u64> = BTreeMap::new();
             for_each_line(reader, |partition, offset| {
                 let before = last.insert(partition, offset);
                 // Whoever is taken for dead begins again where its successor was.
-                if before.is_some_and(|before| offset <= before) && reader.fate != Fate::Paused {
+                if before.is_some_and(|before| offset <= before)
+                    && matches!(reader.fate, Fate::Well | Fate::Killed)
+                    && !reader.has_lost()?
+                {
                     bail!(
                         "reader {}: offset {offset} of partition {partition} after {before:?}",
                         reader.number
@@ -226,6 +238,7 @@ impl Counts {
                     Fate::Well => 0,
                     Fate::Killed => 1,
                     Fate::Paused => 2,
+                    Fate::Starved => 4,
                 };
                 Ok(())
             })?;
@@ -241,7 +254,8 @@ impl Counts {
                         bail!("partition {partition}: offset {offset} came {count} times, to living members")
                     }
                     (_, fault) if fault & 1 > 0 => counts.of_killed += more,
-                    _ => counts.of_paused += more,
+                    (_, fault) if fault & 2 > 0 => counts.of_paused += more,
+                    _ => counts.of_starved += more,
                 }
             }
         }

@@ -26,6 +26,8 @@ pub(crate) enum Fate {
     Killed,
     /// It was stopped for longer than its session, and went on.
     Paused,
+    /// Nobody did anything to it, and it was taken for dead all the same: the machine had no time for it.
+    Starved,
 }
 
 /// A member of a group in a process of its own. It is killed when this is dropped.
@@ -55,6 +57,7 @@ impl Reader {
             .args(["--bootstrap", &brokers.bootstrap().join(","), "consume", topic, "--group", group])
             .args(["--session-timeout", &session])
             .args(further)
+            .env("HIGHWATER_LOG", "warn")
             .stdin(Stdio::null())
             .stdout(File::create(&output)?)
             .stderr(File::create(&errors)?)
@@ -95,6 +98,11 @@ impl Reader {
             anyhow::bail!("reader {} ended by itself with {status}: {}", self.number, self.errors()?);
         }
         Ok(())
+    }
+
+    /// Whether it says that it has lost partitions.
+    pub(crate) fn has_lost(&self) -> Result<bool> {
+        Ok(self.errors()?.contains("partitions are lost"))
     }
 
     pub(crate) fn errors(&self) -> Result<String> {

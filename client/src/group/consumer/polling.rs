@@ -12,6 +12,7 @@ use super::{Commit, GroupConsumer, Part};
 use crate::consumer::{Clamp, PartIndex, Read, now};
 use crate::error::Error;
 use crate::group::Finishing;
+use crate::group::coordinator::may_pass;
 use crate::group::member::Reason;
 use crate::group::records::{
     AssignedPartition, GroupBatch, GroupEvent, GroupPartition, GroupRecord, LossCause,
@@ -153,7 +154,7 @@ impl GroupConsumer {
                     }
                 }
                 // Whether it was committed is not known: it is tried again while the partition is the member's own.
-                Err(error) if error.is_retriable() && is_ours => self.commit_first(index, batch),
+                Err(error) if may_pass(&error) && is_ours => self.commit_first(index, batch),
                 Err(error) => {
                     tracing::debug!(%error, "records are left to whoever has the partition now");
                 }

@@ -12,7 +12,7 @@ use super::{Driver, Event, Input};
 use crate::client::Client;
 use crate::consumer::PartIndex;
 use crate::error::{Error, ErrorKind};
-use crate::group::coordinator::Coordinator;
+use crate::group::coordinator::{Coordinator, may_pass};
 
 /// A position to commit.
 #[derive(Debug, Clone)]
@@ -104,7 +104,7 @@ impl Driver {
             // Whoever wanted it may be gone.
             let _ = done.send(first.clone().map_or(Ok(()), Err));
         }
-        let again = settled.failure.as_ref().is_some_and(Error::is_retriable);
+        let again = settled.failure.as_ref().is_some_and(may_pass);
         let random = self.client.random();
         self.inputs.push_back(if again { Input::CommitFailed(random) } else { Input::Committed });
     }
