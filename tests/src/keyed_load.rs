@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use highwater_client::{Client, Offset, PartitionId, Producer, ProducerRecord, StartAt};
 use parking_lot::Mutex;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::sim::random::Random;
@@ -37,12 +38,14 @@ pub type KnownKeys = BTreeMap<u64, Known>;
 pub struct KeyedLoad {
     known: Arc<Mutex<KnownKeys>>,
     acknowledged: Arc<AtomicU64>,
+    /// How many records may be acknowledged before it waits.
+    allowed: watch::Sender<u64>,
     stop: Arc<AtomicBool>,
     task: JoinHandle<Result<()>>,
 }
 
 impl KeyedLoad {
-    /// Starts writing to a topic of one partition: `keys` keys, some of them often and some hardly ever, in values of up to
+    /// Starts writing to a topic of one partition, as much as [`KeyedLoad::allow`] says: `keys` keys, some of them often and some hardly ever, in values of up to
     /// `value_bytes` bytes.
     ///
     /// # Errors
@@ -57,17 +60,30 @@ impl KeyedLoad {
         let client = Client::builder([bootstrap]).connect().await.context("connect")?;
         let (known, acknowledged) = (Arc::<Mutex<KnownKeys>>::default(), Arc::<AtomicU64>::default());
         let stop = Arc::<AtomicBool>::default();
+        let (allowed, mut may_go_on) = watch::channel(0);
         let (known_here, counted, stopped) =
             (Arc::clone(&known), Arc::clone(&acknowledged), Arc::clone(&stop));
         let task = tokio::spawn(async move {
             let mut random = Random::new(seed);
             let producer = client.producer().build();
-            while !stopped.load(Ordering::Relaxed) {
+            loop {
+                let goes_on = |allowed: &u64| {
+                    stopped.load(Ordering::Relaxed) || counted.load(Ordering::Relaxed) < *allowed
+                };
+                may_go_on.wait_for(goes_on).await.context("the test is over")?;
+                if stopped.load(Ordering::Relaxed) {
+                    break;
+                }
                 send_chunk(&producer, topic, keys, value_bytes, &mut random, &known_here, &counted).await?;
             }
             producer.close().await.context("close the producer")
         });
-        Ok(Self { known, acknowledged, stop, task })
+        Ok(Self { known, acknowledged, allowed, stop, task })
+    }
+
+    /// Lets it write so many records more.
+    pub fn allow(&self, records: u64) {
+        self.allowed.send_modify(|allowed| *allowed = self.acknowledged() + records);
     }
 
     /// How many records were acknowledged.
@@ -88,6 +104,7 @@ impl KeyedLoad {
     /// When the producer has given up.
     pub async fn stop(self) -> Result<KnownKeys> {
         self.stop.store(true, Ordering::Relaxed);
+        self.allowed.send_modify(|_| {});
         self.task.await.context("the load")??;
         Ok(self.known.lock().clone())
     }
