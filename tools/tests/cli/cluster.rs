@@ -235,12 +235,20 @@ fn a_bench_tells_which_pause_the_death_of_a_leader_costs() {
     let mut command = highwater();
     command.env("HIGHWATER_BOOTSTRAP", cluster.address(1)).args(["bench", "failover", "--topic", "steady"]);
     command.args(["--rate", "500", "--duration", "5s", "--output", "json"]);
-    let bench = Running::start(command);
+    let mut bench = Running::start(command);
     let leader = wait_for("records to flow", || {
+        if bench.ended().is_some() {
+            return Some(None);
+        }
         let described = cluster.json(&["topic", "describe", "steady"]);
         let partition = &described["topics"][0]["partition_states"][0];
-        (partition["high_watermark"].as_u64()? > 300).then(|| partition["leader"].as_u64().unwrap() as usize)
+        let leader = || Some(partition["leader"].as_u64().unwrap() as usize);
+        (partition["high_watermark"].as_u64()? > 300).then(leader)
     });
+    let Some(leader) = leader else {
+        let output = bench.finish();
+        panic!("the bench ended early: {}", String::from_utf8_lossy(&output.stderr));
+    };
     cluster.kill(leader);
     let output = bench.finish();
     check(&output, 0, &["bench", "failover"]);
