@@ -152,3 +152,19 @@ fn step(world: &mut KeyedWorld) -> bool {
     }
     world.disk.has_power()
 }
+
+#[test]
+fn nothing_is_rewritten_before_there_is_a_manifest() {
+    let mut world = KeyedWorld::new(7);
+    world.disk.fail(FaultKind::WriteFails, "manifest", u32::MAX);
+    while world.log().segment_count() < 4 {
+        assert!(world.append());
+        world.flush();
+    }
+    assert!(!world.clean(), "a new segment would say that a manifest was lost");
+    world.disk.heal();
+    world.maintain(None);
+    assert!(world.clean(), "there is something to clean");
+    world.crash(Crash::Process).unwrap();
+    world.check().unwrap();
+}

@@ -36,6 +36,8 @@ struct State {
     manifest: Manifest,
     manifest_wanted: u64,
     manifest_durable: u64,
+    /// A manifest is on stable storage that lists segments.
+    has_manifest: bool,
     names_wanted: u64,
     names_durable: u64,
     /// The directory itself has a durable name.
@@ -72,12 +74,13 @@ struct Step {
 impl Structure {
     /// The structure as it is on the disk. `directory_durable`: the directory's own name survives a power cut.
     pub(super) fn new(manifest: Manifest, directory_durable: bool) -> Self {
-        let before_durable = manifest.before;
+        let (before_durable, has_manifest) = (manifest.before, !manifest.segments.is_empty());
         Self {
             state: Mutex::new(State {
                 manifest,
                 manifest_wanted: 0,
                 manifest_durable: 0,
+                has_manifest,
                 names_wanted: 0,
                 names_durable: 0,
                 directory_durable,
@@ -151,6 +154,11 @@ impl Structure {
     /// Whether a segment is listed.
     pub(super) fn is_listed(&self, name: SegmentName) -> bool {
         self.state.lock().manifest.segments.iter().any(|segment| segment.name == name)
+    }
+
+    /// Whether there is a manifest on the disk. Without one a rewritten segment would say that it was lost.
+    pub(super) fn has_manifest(&self) -> bool {
+        self.state.lock().has_manifest
     }
 
     /// How many sealed segments are listed.
@@ -277,6 +285,7 @@ impl Structure {
             files::replace(fs, &log.directory, directory::MANIFEST, &manifest.encode())?;
             let mut state = self.state.lock();
             state.manifest_durable = *version;
+            state.has_manifest = true;
             state.before_durable = manifest.before;
         }
         Ok(())
@@ -316,6 +325,7 @@ impl Structure {
         }
         let mut state = self.state.lock();
         state.manifest_durable = version;
+        state.has_manifest = true;
         state.before_durable = manifest.before;
         // Replacing the manifest synced the directory, and with it the names of all files in it.
         state.names_durable = names;

@@ -73,7 +73,7 @@ impl Log {
 
     fn cleaning_task(&mut self, now: Wall, high_watermark: Offset) -> Option<Task> {
         let settings = self.config.compaction?;
-        if self.suspect || self.store.is_closed() {
+        if self.suspect || self.store.is_closed() || !self.shared.structure.has_manifest() {
             return None;
         }
         self.take_in_discovered();
