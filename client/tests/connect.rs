@@ -4,6 +4,7 @@
 
 mod scripted;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use highwater_client::{AlterTopic, Client, ErrorKind, NewTopic, Offset, PartitionId, StartAt};
@@ -144,6 +145,19 @@ async fn more_callers_than_requests_in_flight_wait_their_turn() {
     for caller in callers {
         caller.await.unwrap().unwrap();
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn offsets_of_a_partition_that_its_leader_is_about_to_open_are_asked_for_again() {
+    let unopened = Arc::new(std::sync::atomic::AtomicU64::new(2));
+    let broker =
+        Broker::new(Behaviour { latest: 8, unopened: Arc::clone(&unopened), ..Behaviour::default() });
+    let admin = broker.client().await.admin();
+    let listed = admin.list_offsets(TOPIC, &[], StartAt::Latest).await.unwrap();
+    assert_eq!((listed.len(), listed[0].offset.get()), (1, 8));
+    assert_eq!(unopened.load(std::sync::atomic::Ordering::SeqCst), 0);
+    let error = admin.list_offsets(TOPIC, &[PartitionId(7)], StartAt::Latest).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::UnknownPartition, "{error}");
 }
 
 #[tokio::test(start_paused = true)]

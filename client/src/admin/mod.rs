@@ -269,7 +269,11 @@ impl Admin {
             };
             let (reply, _, _) = self.client.ask_leader(topic, partitions[0], deadline, request).await?;
             match listed_offsets(topic, partitions, reply) {
-                Err(error) if error.is_retriable() && self.client.pause(&mut backoff, deadline).await => {
+                // Metadata has the partitions: a leader that does not know one is about to open it.
+                Err(error)
+                    if (error.is_retriable() || error.kind() == ErrorKind::UnknownPartition)
+                        && self.client.pause(&mut backoff, deadline).await =>
+                {
                     self.client.metadata().forget(topic);
                 }
                 result => return result,

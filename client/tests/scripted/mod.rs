@@ -68,6 +68,8 @@ pub struct Behaviour {
     pub topic_id: Option<TopicId>,
     pub earliest: u64,
     pub latest: u64,
+    /// So many questions for offsets come before the partitions are open.
+    pub unopened: Arc<AtomicU64>,
     pub refuse_connections: bool,
     pub answer_pings: bool,
     pub answer_handshakes: bool,
@@ -94,6 +96,7 @@ impl Default for Behaviour {
             topic_id: Some(TOPIC_ID),
             earliest: 0,
             latest: 0,
+            unopened: Arc::default(),
             refuse_connections: false,
             answer_pings: true,
             answer_handshakes: true,
@@ -497,7 +500,12 @@ async fn handle(shared: &Shared, wire: &Wire, frame: Frame) {
                 Ok(Position::Earliest) => behaviour.earliest,
                 _ => behaviour.latest,
             };
+            let unopened = behaviour
+                .unopened
+                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+            let error = if unopened.is_ok() { ErrorCode::UnknownPartition } else { ErrorCode::None };
             let result = |query: &highwater_protocol::messages::OffsetQuery| OffsetResult {
+                error: error.code(),
                 offset: offset(query.position),
                 timestamp_ms: -1,
                 ..OffsetResult::default()
