@@ -23,6 +23,8 @@ const PARTITIONS: u32 = 24;
 const MEMBERS: usize = 4;
 /// A rebalance that stops everybody takes longer than this: members hear of it by heartbeats, a second apart and more.
 const GAP_MAX: Duration = Duration::from_millis(500);
+/// Times without any move that are waited for.
+const CALM_ATTEMPTS: u32 = 10;
 
 /// When records came, and which partitions changed hands when, over all members.
 #[derive(Debug, Default)]
@@ -119,6 +121,19 @@ async fn partitions_that_stay_do_not_pause() {
     run(&brokers, setting("HIGHWATER_ROUNDS", 3)).await.unwrap();
 }
 
+/// The gaps of so many seconds in which nobody comes or goes: members hear of the last hand-overs before that.
+async fn calm(seen: &Arc<Seen>, seconds: u64) -> Result<Gaps> {
+    for _attempt in 0..CALM_ATTEMPTS {
+        let begun = Instant::now();
+        wait::for_so_long(Duration::from_secs(seconds)).await;
+        let gaps = Gaps::of(seen, begun, Instant::now())?;
+        if gaps.moved.is_empty() {
+            return Ok(gaps);
+        }
+    }
+    anyhow::bail!("something moved in each of {CALM_ATTEMPTS} times {seconds} s in which nobody came or went")
+}
+
 async fn run(brokers: &Brokers, rounds: u64) -> Result<()> {
     brokers.create_topic(TOPIC, PARTITIONS).await?;
     let client = brokers.client().await?;
@@ -145,12 +160,9 @@ async fn run(brokers: &Brokers, rounds: u64) -> Result<()> {
         }
     };
     group_is(&admin, GROUP, "all have a share", settled(MEMBERS)).await?;
-    let begun = Instant::now();
-    wait::for_so_long(Duration::from_secs(rounds)).await;
-    let calm = Gaps::of(&seen, begun, Instant::now())?;
+    let calm = calm(&seen, rounds).await?;
     calm.print("undisturbed");
-    ensure!(calm.moved.is_empty(), "nothing moves when nobody comes or goes");
-    let mut worst = Duration::ZERO;
+    let mut longest = Vec::new();
     let mut disturbed = Gaps { unmoved: micros_histogram()?, moved: micros_histogram()? };
     for _ in 0..rounds {
         for join in [true, false] {
@@ -166,14 +178,17 @@ async fn run(brokers: &Brokers, rounds: u64) -> Result<()> {
             ensure!(!gaps.moved.is_empty(), "something moves when somebody comes or goes");
             disturbed.unmoved.add(&gaps.unmoved)?;
             disturbed.moved.add(&gaps.moved)?;
-            worst = worst.max(Duration::from_micros(gaps.unmoved.max()));
+            longest.push(Duration::from_micros(gaps.unmoved.max()));
         }
     }
     disturbed.print("members joining and leaving");
     let calm_max = Duration::from_micros(calm.unmoved.max());
+    // One that stops everybody shows in every rebalance, a busy machine in some.
+    longest.sort_unstable();
+    let usual = longest[longest.len() / 2];
     ensure!(
-        worst <= GAP_MAX + calm_max,
-        "{worst:?} without a record, {calm_max:?} when nobody comes or goes"
+        usual <= GAP_MAX + calm_max,
+        "half of all rebalances had {usual:?} and more without a record, {calm_max:?} when nobody comes or goes"
     );
     for member in members {
         member.leave().await?;
