@@ -162,7 +162,7 @@ async fn run(brokers: &Brokers, rounds: u64) -> Result<()> {
     group_is(&admin, GROUP, "all have a share", settled(MEMBERS)).await?;
     let calm = calm(&seen, rounds).await?;
     calm.print("undisturbed");
-    let mut longest = Vec::new();
+    let mut worst = Duration::ZERO;
     let mut disturbed = Gaps { unmoved: micros_histogram()?, moved: micros_histogram()? };
     for _ in 0..rounds {
         for join in [true, false] {
@@ -178,17 +178,14 @@ async fn run(brokers: &Brokers, rounds: u64) -> Result<()> {
             ensure!(!gaps.moved.is_empty(), "something moves when somebody comes or goes");
             disturbed.unmoved.add(&gaps.unmoved)?;
             disturbed.moved.add(&gaps.moved)?;
-            longest.push(Duration::from_micros(gaps.unmoved.max()));
+            worst = worst.max(Duration::from_micros(gaps.unmoved.max()));
         }
     }
     disturbed.print("members joining and leaving");
     let calm_max = Duration::from_micros(calm.unmoved.max());
-    // One that stops everybody shows in every rebalance, a busy machine in some.
-    longest.sort_unstable();
-    let usual = longest[longest.len() / 2];
     ensure!(
-        usual <= GAP_MAX + calm_max,
-        "half of all rebalances had {usual:?} and more without a record, {calm_max:?} when nobody comes or goes"
+        worst <= GAP_MAX + calm_max,
+        "{worst:?} without a record, {calm_max:?} when nobody comes or goes"
     );
     for member in members {
         member.leave().await?;

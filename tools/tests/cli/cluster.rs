@@ -151,8 +151,7 @@ fn an_operator_sees_three_brokers_and_the_death_of_one() {
     assert_eq!((&status["partitions"], &status["partitions_offline"]), (&json!(6), &json!(0)));
     for node in 1..=3 {
         assert_eq!(broker(&status, node)["replicas"], 6);
-        // The bound of placement: ⌈1.1 × 2⌉. Where each is led depends on the topic's id.
-        assert!(broker(&status, node)["leaders"].as_u64().unwrap() <= 3, "leaderships are spread: {status}");
+        assert!(broker(&status, node)["leaders"].as_u64().unwrap() >= 1, "leaderships are spread: {status}");
     }
     cluster.expect(0, &["verify", "orders"], &["equal", "all replicas of topic orders are equal"]);
 
