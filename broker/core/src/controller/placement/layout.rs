@@ -6,7 +6,7 @@ use highwater_protocol::ids::{NodeId, TopicPartition};
 use highwater_protocol::key_hash::key_hash;
 use highwater_protocol::ring::Ring;
 
-use super::{Place, Placed, bound};
+use super::{Place, Placed, bound, least};
 
 /// A replica's place: one of ours, or a broker that takes none any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,29 +140,55 @@ impl Layout {
         for place in 0..self.nodes.len() {
             while self.on[place].len() > self.bound {
                 // A chain that keeps replicas in different racks, else any.
-                let chain = self.chain(place, movable, true).or_else(|| self.chain(place, movable, false));
-                let Some(chain) = chain else { break };
-                for (entry, rank, to) in chain {
-                    self.leave(entry, rank);
-                    self.sit(entry, rank, to);
-                }
+                let chain = self.chain(&[place], movable, true);
+                let Some(chain) = chain.or_else(|| self.chain(&[place], movable, false)) else { break };
+                self.carry_out(chain);
             }
         }
     }
 
-    /// Sees to it that no place comes first in more of the entries from `from` on than the bound.
+    fn carry_out(&mut self, chain: Vec<(usize, usize, usize)>) {
+        for (entry, rank, to) in chain {
+            self.leave(entry, rank);
+            self.sit(entry, rank, to);
+        }
+    }
+
+    /// Moves replicas of all entries until no place has more than `most` and none fewer than `fewest`, as far as that can be.
+    pub(super) fn even_out(&mut self, most: usize, fewest: usize) {
+        self.set_bound(most);
+        self.relieve(0);
+        self.set_bound(fewest);
+        loop {
+            let mut givers: Vec<usize> =
+                (0..self.nodes.len()).filter(|place| self.on[*place].len() > fewest).collect();
+            givers.sort_by_key(|place| std::cmp::Reverse(self.on[*place].len()));
+            let Some(chain) = self.chain(&givers, 0, false) else { break };
+            self.carry_out(chain);
+        }
+    }
+
+    /// Sees to it that the entries from `from` on come first everywhere equally often, and that with them no place comes
+    /// first in more of all entries than the bound, or in fewer than the least.
     pub(super) fn share_first_places(&mut self, from: usize) {
+        let (new, places) = (self.len() - from, self.nodes.len().max(1));
+        self.share_first_places_of(from, from, new.div_ceil(places), new / places);
+        let all = self.len();
+        self.share_first_places_of(0, from, bound(all, places), least(all, places));
+    }
+
+    /// The entries from `counted` on count, those from `from` on can change.
+    fn share_first_places_of(&mut self, counted: usize, from: usize, most: usize, fewest: usize) {
         let places: Vec<Place> =
             self.nodes.iter().map(|node| Place { node: *node, rack: String::new() }).collect();
         let mut firsts = Self::new(&places);
-        firsts.set_bound(bound(self.len(), places.len()));
-        for index in 0..self.len() {
+        for index in counted..self.len() {
             let placed = self.placed(index);
             let Some(first) = placed.replicas.first() else { continue };
             let choices = if index < from { std::slice::from_ref(first) } else { &placed.replicas[..] };
             firsts.add_choice(placed.partition, *first, choices);
         }
-        firsts.relieve(0);
+        firsts.even_out(most, fewest);
         let chosen: BTreeMap<TopicPartition, usize> = firsts
             .entries
             .iter()
@@ -264,23 +290,32 @@ impl Layout {
         })
     }
 
-    /// The shortest chain of moves that takes one replica from `start` and adds one to a place with room (breadth first
-    /// over places).
-    fn chain(&self, start: usize, movable: usize, keep_racks: bool) -> Option<Vec<(usize, usize, usize)>> {
+    /// The shortest chain of moves that takes one replica from one of `starts` and adds one to a place with room (breadth
+    /// first over places).
+    fn chain(
+        &self,
+        starts: &[usize],
+        movable: usize,
+        keep_racks: bool,
+    ) -> Option<Vec<(usize, usize, usize)>> {
         let mut came_by: Vec<Option<(usize, usize, usize)>> = vec![None; self.nodes.len()];
-        let mut queue = VecDeque::from([start]);
+        let mut queue: VecDeque<usize> = starts.iter().copied().collect();
         while let Some(from) = queue.pop_front() {
             for (entry, rank) in self.on[from].range((movable, 0)..) {
                 for to in self.rotation(*entry) {
                     let racks_kept = !keep_racks
                         || !self.shares_rack(*entry, to, Some(*rank))
                         || self.shares_rack(*entry, from, Some(*rank));
-                    if to == start || came_by[to].is_some() || !self.may_sit(*entry, to) || !racks_kept {
+                    if starts.contains(&to)
+                        || came_by[to].is_some()
+                        || !self.may_sit(*entry, to)
+                        || !racks_kept
+                    {
                         continue;
                     }
                     came_by[to] = Some((from, *entry, *rank));
                     if self.on[to].len() < self.bound {
-                        return Some(trace(&came_by, start, to));
+                        return Some(trace(&came_by, to));
                     }
                     queue.push_back(to);
                 }
@@ -291,11 +326,11 @@ impl Layout {
 }
 
 /// The moves that lead to `to`, the last one first, so that no place is ever fuller than it has to be.
-fn trace(came_by: &[Option<(usize, usize, usize)>], start: usize, to: usize) -> Vec<(usize, usize, usize)> {
+fn trace(came_by: &[Option<(usize, usize, usize)>], to: usize) -> Vec<(usize, usize, usize)> {
     let mut moves = Vec::new();
     let mut at = to;
-    while at != start {
-        let Some((from, entry, rank)) = came_by[at] else { break };
+    // Nothing comes to a start.
+    while let Some((from, entry, rank)) = came_by[at] {
         moves.push((entry, rank, at));
         at = from;
     }

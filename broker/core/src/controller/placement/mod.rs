@@ -50,8 +50,17 @@ pub const fn bound(total: usize, members: usize) -> usize {
     (total * 11).div_ceil(members * 10)
 }
 
+/// The fewest of `total` that one of `members` should lead: ⌊0.9 × mean⌋. A broker that came back leads again.
+#[must_use]
+pub const fn least(total: usize, members: usize) -> usize {
+    if members == 0 {
+        return 0;
+    }
+    total * 9 / (members * 10)
+}
+
 /// Places new partitions with `replication` replicas each, beside those in `present`, which stay as they are. The first
-/// replica is the preferred leader. As many replicas as there are places, if there are fewer places than `replication`.
+/// replica is the preferred leader; they are spread evenly. As many replicas as there are places, if there are fewer places than `replication`.
 #[must_use]
 pub fn assign_new(
     new: &[TopicPartition],
@@ -131,15 +140,15 @@ pub fn plan_more(
         .collect()
 }
 
-/// The fewest changes of leaders after which nobody leads more than the bound, as far as the candidates allow it.
+/// Few changes of leaders after which nobody leads more than the bound or less than the least, as far as the candidates
+/// allow it.
 #[must_use]
 pub fn balance_leaders(led: &[Led], places: &[Place]) -> Vec<(TopicPartition, NodeId)> {
     let mut layout = Layout::new(places);
-    layout.set_bound(bound(led.len(), places.len()));
     for led in led {
         layout.add_choice(led.partition, led.leader, &led.candidates);
     }
-    layout.relieve(0);
+    layout.even_out(bound(led.len(), places.len()), least(led.len(), places.len()));
     let after = (0..layout.len()).map(|index| layout.placed(index));
     after
         .zip(led)
