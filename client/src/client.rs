@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use highwater_protocol::api::{ApiKey, Request};
-use highwater_protocol::error_code::Duty;
+use highwater_protocol::error_code::{Duty, ErrorCode};
 use highwater_protocol::ids::TopicId;
 use highwater_protocol::messages::MetadataRequest;
 use parking_lot::Mutex;
@@ -379,14 +379,22 @@ impl Client {
             let request = request_for(&[name], false);
             let reply =
                 self.ask_any(&request, Repeat::Freely, deadline).await.map_err(|e| e.with_topic(name))?;
+            let told = reply.topics.iter().find(|topic| topic.name == name).map(|topic| topic.error);
+            let code = told.map_or(ErrorCode::UnknownTopic, ErrorCode::from_code);
             self.shared.metadata.update(reply);
             if let Some(topic) = self.shared.metadata.topic(name) {
                 return Ok(topic);
             }
-            asked += 1;
+            let is_gone = code == ErrorCode::UnknownTopic || code.is_none();
+            asked += usize::from(is_gone);
             let enough = asked >= self.shared.metadata.addresses().len();
             if enough || !self.pause(&mut backoff, deadline).await {
-                return Err(Error::new(ErrorKind::UnknownTopic, "there is no such topic").with_topic(name));
+                let error = if is_gone {
+                    Error::new(ErrorKind::UnknownTopic, "there is no such topic")
+                } else {
+                    Error::from_code(code, "whether there is such a topic could not be found out")
+                };
+                return Err(error.with_topic(name));
             }
         }
     }

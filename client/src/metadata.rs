@@ -142,13 +142,18 @@ impl MetadataCache {
             state.version = version;
         }
         for info in infos {
-            if !ErrorCode::from_code(info.error).is_none() {
-                let old = state.topics.get(&info.name);
-                if old.is_some_and(|known| known.stale || version >= known.version) {
-                    state.topics.remove(&info.name);
-                    changed = true;
+            match ErrorCode::from_code(info.error) {
+                ErrorCode::None => {}
+                ErrorCode::UnknownTopic => {
+                    let old = state.topics.get(&info.name);
+                    if old.is_some_and(|known| known.stale || version >= known.version) {
+                        state.topics.remove(&info.name);
+                        changed = true;
+                    }
+                    continue;
                 }
-                continue;
+                // The broker could not find out: nothing follows of that.
+                _ => continue,
             }
             let mut topic = topic_of(info);
             if let Some(known) = state.topics.get(&topic.name) {

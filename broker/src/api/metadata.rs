@@ -53,6 +53,29 @@ pub(crate) fn handle(
     Ok((reply, image))
 }
 
+/// Whether all that was asked for is there.
+pub(crate) fn is_complete(reply: &MetadataReply) -> bool {
+    reply.topics.iter().all(|topic| ErrorCode::from_code(topic.error).is_none())
+}
+
+/// The reply once this broker has heard of all that was decided before: another broker may have created what is not known
+/// here yet. What then is still unknown does not exist, or, if the controller could not be asked, is not told about.
+pub(crate) async fn handle_caught_up(
+    node: &Node,
+    principal: &Principal,
+    request: &MetadataRequest,
+) -> Result<MetadataReply, ApiError> {
+    let caught_up = node.controller.catch_up().await;
+    let (mut reply, _image) = handle(node, principal, request)?;
+    let unknown = ErrorCode::UnknownTopic.code();
+    if let Err(error) = caught_up {
+        for topic in reply.topics.iter_mut().filter(|topic| topic.error == unknown) {
+            topic.error = error.code.code();
+        }
+    }
+    Ok(reply)
+}
+
 /// Every registered broker.
 pub(crate) fn brokers(image: &ClusterImage) -> Vec<BrokerInfo> {
     let info = |broker: &Arc<Broker>| BrokerInfo {

@@ -121,13 +121,21 @@ pub(crate) async fn delete(
     Ok(DeleteTopicReply {})
 }
 
-pub(crate) fn describe(
+pub(crate) async fn describe(
     node: &Node,
     principal: &Principal,
     request: &DescribeTopicsRequest,
 ) -> Result<DescribeTopicsReply, ApiError> {
     principal.authorise(Operation::Describe)?;
-    let image = node.controller.current_image()?;
+    let mut image = node.controller.current_image()?;
+    let mut absent = ErrorCode::UnknownTopic;
+    if request.names.iter().any(|name| image.topic_named(name).is_none()) {
+        // Another broker may have created it a moment ago.
+        if let Err(error) = node.controller.catch_up().await {
+            absent = error.code;
+        }
+        image = node.controller.current_image()?;
+    }
     let describe = |topic: &Topic| description(node, topic, request.summary);
     if !request.summary {
         let count: usize = if request.names.is_empty() {
@@ -143,11 +151,9 @@ pub(crate) fn describe(
     } else {
         let named = |name: &String| match image.topic_named(name) {
             Some(topic) => describe(topic),
-            None => TopicDescription {
-                error: ErrorCode::UnknownTopic.code(),
-                name: name.clone(),
-                ..TopicDescription::default()
-            },
+            None => {
+                TopicDescription { error: absent.code(), name: name.clone(), ..TopicDescription::default() }
+            }
         };
         request.names.iter().map(named).collect()
     };

@@ -13,6 +13,7 @@ use highwater_protocol::ids::{BrokerEpoch, ClusterId, DirectoryId, NodeId};
 use highwater_protocol::messages::BrokerIdentity;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use super::consensus::{Member, Raft, RaftMetrics};
 use super::judge::Judgement;
@@ -125,6 +126,8 @@ pub(crate) struct Core {
     pub(crate) removed: Mutex<BTreeSet<NodeId>>,
     /// What this broker waits for before it takes part, as last found out.
     pub(crate) waits_for: Mutex<Option<String>>,
+    /// When the last question began by which this broker knew all that was decided; held while one is asked.
+    pub(crate) caught_up: tokio::sync::Mutex<Option<Instant>>,
 }
 
 impl fmt::Debug for Core {
@@ -174,6 +177,7 @@ impl Core {
             judgement: Mutex::new(None),
             removed: Mutex::default(),
             waits_for: Mutex::default(),
+            caught_up: tokio::sync::Mutex::default(),
         })
     }
 

@@ -4,6 +4,7 @@
 //! [`service::ControllerHandle`] is how the rest of the broker reaches it.
 
 mod bootstrap;
+mod catch_up;
 mod consensus;
 mod core;
 mod engine;

@@ -218,7 +218,7 @@ fn is_worth_another_try(code: ErrorCode) -> bool {
     )
 }
 
-fn no_controller() -> ApiError {
+pub(super) fn no_controller() -> ApiError {
     ApiError::new(
         ErrorCode::NoController,
         "there is no controller: too few of the voters run or reach each other; start the others",

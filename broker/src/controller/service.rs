@@ -102,6 +102,14 @@ impl ControllerHandle {
         self.on_thread(|core| async move { core.propose(command).await }).await
     }
 
+    /// Waits until the image has all that was decided before: to be asked before something is said not to exist.
+    ///
+    /// # Errors
+    /// `NoController`: the controller could not be asked.
+    pub(crate) async fn catch_up(&self) -> Result<(), ApiError> {
+        self.on_thread(|core| async move { core.catch_up().await }).await
+    }
+
     /// Our registration; `None`: not, or not any more, registered.
     pub(crate) fn registration(&self) -> watch::Receiver<Option<BrokerEpoch>> {
         self.core.registration.subscribe()

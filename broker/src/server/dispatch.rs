@@ -164,18 +164,14 @@ impl Session {
                     self.outbox.reply::<UnsubscribeRequest>(correlation_id, &UnsubscribeReply {});
                 })
             }
-            ApiKey::METADATA => self.metadata(&principal, correlation_id, decode(frame)?),
+            ApiKey::METADATA => self.metadata(principal, frame)?,
             ApiKey::DESCRIBE_CLUSTER => {
                 let _all: DescribeClusterRequest = decode(frame)?;
                 api::cluster::describe(&self.node, &principal)
                     .map(|reply| self.outbox.reply::<DescribeClusterRequest>(correlation_id, &reply))
             }
-            ApiKey::DESCRIBE_TOPICS => {
-                let request: DescribeTopicsRequest = decode(frame)?;
-                api::topics::describe(&self.node, &principal, &request)
-                    .map(|reply| self.outbox.reply::<DescribeTopicsRequest>(correlation_id, &reply))
-            }
             ApiKey::CREATE_TOPIC
+            | ApiKey::DESCRIBE_TOPICS
             | ApiKey::ALTER_TOPIC
             | ApiKey::DELETE_TOPIC
             | ApiKey::ALTER_CLUSTER
@@ -221,6 +217,10 @@ impl Session {
             ApiKey::DELETE_TOPIC => self.later::<DeleteTopicRequest, _>(frame, |node, request| async move {
                 api::topics::delete(&node, &principal, request).await
             }),
+            ApiKey::DESCRIBE_TOPICS => self
+                .later::<DescribeTopicsRequest, _>(frame, |node, request| async move {
+                    api::topics::describe(&node, &principal, &request).await
+                }),
             ApiKey::INIT_PRODUCER => self
                 .later::<InitProducerRequest, _>(frame, |node, request| async move {
                     api::init_producer::handle(&node, &principal, request).await
@@ -396,18 +396,25 @@ impl Session {
         ))))
     }
 
-    fn metadata(
-        &mut self,
-        principal: &Principal,
-        correlation_id: CorrelationId,
-        request: MetadataRequest,
-    ) -> Result<(), ApiError> {
-        let (reply, image) = api::metadata::handle(&self.node, principal, &request)?;
-        self.outbox.reply::<MetadataRequest>(correlation_id, &reply);
+    fn metadata(&mut self, principal: Arc<Principal>, frame: &Frame) -> Result<Result<(), ApiError>, Fault> {
+        let request: MetadataRequest = decode(frame)?;
+        let (reply, image) = match api::metadata::handle(&self.node, &principal, &request) {
+            Ok(answer) => answer,
+            Err(error) => return Ok(Err(error)),
+        };
+        let is_complete = api::metadata::is_complete(&reply);
+        if is_complete {
+            self.outbox.reply::<MetadataRequest>(frame.header.correlation_id, &reply);
+        }
         if request.watch {
             self.watch.start(&self.node, request, image);
         }
-        Ok(())
+        if is_complete {
+            return Ok(Ok(()));
+        }
+        self.later::<MetadataRequest, _>(frame, |node, request| async move {
+            api::metadata::handle_caught_up(&node, &principal, &request).await
+        })
     }
 
     fn subscribe(

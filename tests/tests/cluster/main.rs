@@ -8,6 +8,7 @@ mod all_killed;
 mod around;
 mod exactly_once;
 mod failover;
+mod new_topics;
 mod partitions;
 mod rebalance;
 mod replica_corruption;
