@@ -14,6 +14,7 @@ pub mod peer;
 pub mod proxy;
 pub mod residency;
 pub mod resources;
+pub mod segments;
 pub mod sim;
 pub mod small_disk;
 pub mod wait;

@@ -8,12 +8,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use highwater_broker_core::log::directory;
 use highwater_client::{NewTopic, PartitionId};
 use highwater_tests::brokers::{Brokers, Setup};
 use highwater_tests::sim::random::Random;
-use highwater_tests::wait;
 use highwater_tests::workload::{self, Steady, SteadyOptions, Watcher, setting};
+use highwater_tests::{segments, wait};
 
 const TOPIC: &str = "rotten";
 const PARTITIONS: u32 = 1;
@@ -23,22 +22,9 @@ const WOUNDS: usize = 3;
 /// Bytes of the log before it is damaged: several segments.
 const LOG_BYTES: u64 = 3 << 20;
 
-/// The segment files of partition 0, oldest first.
-fn segments(data: &Path) -> Result<Vec<PathBuf>> {
-    let topics = fs::read_dir(data.join(directory::TOPICS)).context("read the directory of topics")?;
-    let topic = topics.flatten().next().context("there is no topic on the disk")?.path();
-    let files = fs::read_dir(topic.join("0")).context("read the directory of the partition")?.flatten();
-    let mut segments: Vec<_> = files
-        .map(|file| file.path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "segment"))
-        .collect();
-    segments.sort();
-    Ok(segments)
-}
-
 /// Flips a few bytes in the middle of all but the last segment; says where.
 fn wound(data: &Path, random: &mut Random) -> Result<Vec<(PathBuf, u64)>> {
-    let segments = segments(data)?;
+    let segments = segments::of_first_partition(data)?;
     let (_, sealed) = segments.split_last().context("there is no segment")?;
     ensure!(!sealed.is_empty(), "there is only one segment: {segments:?}");
     let mut wounds = Vec::new();
