@@ -1,5 +1,6 @@
 //! The command line: every command, flag and default, as `--help` shows them.
 
+mod bench;
 mod cluster;
 mod group;
 
@@ -10,6 +11,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::parse::{self, From, Separator};
 
+pub(crate) use bench::{
+    BenchCommand, BenchConsumeArgs, BenchFailoverArgs, BenchFanoutArgs, BenchLatencyArgs, BenchLoadArgs,
+    BenchProduceArgs, BenchReportArgs, BenchTopicArgs,
+};
 pub(crate) use cluster::{ClusterCommand, DrainArgs, ElectUncleanArgs, RebalanceArgs, VerifyArgs, WaitArgs};
 pub(crate) use group::{GroupCommand, GroupResetArgs};
 
@@ -319,206 +324,4 @@ pub(crate) struct LogDumpArgs {
     /// Stop after this many batches or records
     #[arg(long, short = 'n', value_name = "N")]
     pub(crate) count: Option<u64>,
-}
-
-/// `bench …`.
-#[derive(Debug, Subcommand)]
-pub(crate) enum BenchCommand {
-    /// How fast records go in, and how long until they are acknowledged
-    Produce(BenchProduceArgs),
-    /// How fast records come out; checks every byte of what `bench produce` wrote
-    Consume(BenchConsumeArgs),
-    /// How long from the intended moment of sending until a consumer has the record
-    Latency(BenchLatencyArgs),
-    /// How fast records come out for many consumers of the same ones, each on a connection of its own
-    Fanout(BenchFanoutArgs),
-    /// Which pauses producers and consumers see while you stop, kill or cut off brokers; checks that nothing is lost
-    Failover(BenchFailoverArgs),
-}
-
-/// The topic of a bench, and how to make it.
-#[derive(Debug, Clone, Args)]
-pub(crate) struct BenchTopicArgs {
-    /// Which topic
-    #[arg(long, value_name = "T", default_value = "bench")]
-    pub(crate) topic: String,
-    /// Make the topic if it does not exist
-    #[arg(long)]
-    pub(crate) create: bool,
-    /// With --create: how many partitions
-    #[arg(long, value_name = "N", default_value_t = 1, requires = "create")]
-    pub(crate) partitions: u32,
-    /// With --create: how many replicas of each partition [default: 3, or as many as there are brokers]
-    #[arg(long, value_name = "R", requires = "create")]
-    pub(crate) replication: Option<u32>,
-    /// With --create: os, interval(100ms) or fsync
-    #[arg(long, value_name = "MODE", default_value = "fsync", requires = "create")]
-    pub(crate) durability: String,
-}
-
-/// What a bench leaves behind.
-#[derive(Debug, Clone, Args)]
-pub(crate) struct BenchReportArgs {
-    /// Write a report with charts to this file
-    #[arg(long, value_name = "FILE")]
-    pub(crate) html: Option<PathBuf>,
-    /// Write rates and latencies over time to this file
-    #[arg(long, value_name = "FILE")]
-    pub(crate) csv: Option<PathBuf>,
-}
-
-/// How a bench produces.
-#[derive(Debug, Clone, Args)]
-pub(crate) struct BenchSendArgs {
-    /// How many records
-    #[arg(long, value_name = "N", default_value_t = 1_000_000)]
-    pub(crate) records: u64,
-    /// Bytes of each value, 16 at least
-    #[arg(long, value_name = "B", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(16..=8_388_608))]
-    pub(crate) size: u32,
-    /// When a record counts as acknowledged
-    #[arg(long, value_enum, default_value_t = AcksArg::All)]
-    pub(crate) acks: AcksArg,
-    /// Wait this long for more records before a batch is sent
-    #[arg(long, value_name = "DURATION", default_value = "0ms", value_parser = humantime::parse_duration)]
-    pub(crate) linger: Duration,
-    /// How batches are compressed
-    #[arg(long, value_enum, default_value_t = CompressionArg::None)]
-    pub(crate) compression: CompressionArg,
-}
-
-/// `bench produce`.
-#[derive(Debug, Args)]
-pub(crate) struct BenchProduceArgs {
-    /// Which topic.
-    #[command(flatten)]
-    pub(crate) topic: BenchTopicArgs,
-    /// What to send.
-    #[command(flatten)]
-    pub(crate) send: BenchSendArgs,
-    /// Bytes of a batch
-    #[arg(long, value_name = "BYTES", default_value = "256KiB", value_parser = parse::bytes)]
-    pub(crate) batch_bytes: u64,
-    /// Bytes that may be sent and not acknowledged
-    #[arg(long, value_name = "BYTES", default_value = "8MiB", value_parser = parse::bytes)]
-    pub(crate) in_flight: u64,
-    /// Send this many records a second, evenly, and count latency from when each was due (open loop)
-    #[arg(long, value_name = "R", value_parser = clap::value_parser!(u64).range(1..))]
-    pub(crate) rate: Option<u64>,
-    /// One send for each record, instead of one call for each batch
-    #[arg(long)]
-    pub(crate) send_each: bool,
-    /// Send without identity and sequences, to see what they cost
-    #[arg(long)]
-    pub(crate) no_idempotence: bool,
-    /// Run this often; the run with the median throughput counts, and the spread is told
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
-    pub(crate) repeat: u32,
-    /// What it leaves behind.
-    #[command(flatten)]
-    pub(crate) report: BenchReportArgs,
-}
-
-/// `bench consume`.
-#[derive(Debug, Args)]
-pub(crate) struct BenchConsumeArgs {
-    /// Which topic
-    #[arg(long, value_name = "T", default_value = "bench")]
-    pub(crate) topic: String,
-    /// How many records [default: all that are there]
-    #[arg(long, value_name = "N")]
-    pub(crate) records: Option<u64>,
-    /// Bytes of each value, to check; 0: take them as they come
-    #[arg(long, value_name = "B", default_value_t = 0)]
-    pub(crate) size: u32,
-    /// Bytes that may be on their way to the consumer
-    #[arg(long, value_name = "BYTES", default_value = "16MiB", value_parser = parse::bytes)]
-    pub(crate) in_flight: u64,
-    /// Do not check the payloads
-    #[arg(long)]
-    pub(crate) no_check: bool,
-    /// Run this often; the run with the median throughput counts, and the spread is told
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
-    pub(crate) repeat: u32,
-    /// What it leaves behind.
-    #[command(flatten)]
-    pub(crate) report: BenchReportArgs,
-}
-
-/// `bench fanout`.
-#[derive(Debug, Args)]
-pub(crate) struct BenchFanoutArgs {
-    /// Which topic; write it with `bench produce`
-    #[arg(long, value_name = "T", default_value = "bench")]
-    pub(crate) topic: String,
-    /// How many consumers
-    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    pub(crate) consumers: u32,
-    /// How many records each of them takes [default: all that are there]
-    #[arg(long, value_name = "N")]
-    pub(crate) records: Option<u64>,
-    /// Bytes that may be on their way to each consumer
-    #[arg(long, value_name = "BYTES", default_value = "1MiB", value_parser = parse::bytes)]
-    pub(crate) in_flight: u64,
-    /// Run this often; the run with the median throughput counts, and the spread is told
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
-    pub(crate) repeat: u32,
-    /// What it leaves behind.
-    #[command(flatten)]
-    pub(crate) report: BenchReportArgs,
-}
-
-/// `bench latency`.
-#[derive(Debug, Args)]
-pub(crate) struct BenchLatencyArgs {
-    /// Which topic.
-    #[command(flatten)]
-    pub(crate) topic: BenchTopicArgs,
-    /// Records a second
-    #[arg(long, value_name = "R", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
-    pub(crate) rate: u64,
-    /// How long to measure
-    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
-    pub(crate) duration: Duration,
-    /// How long to run before measuring
-    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = humantime::parse_duration)]
-    pub(crate) warm_up: Duration,
-    /// Bytes of each value, 16 at least
-    #[arg(long, value_name = "B", default_value_t = 100, value_parser = clap::value_parser!(u32).range(16..=1_048_576))]
-    pub(crate) size: u32,
-    /// When a record counts as acknowledged
-    #[arg(long, value_enum, default_value_t = AcksArg::All)]
-    pub(crate) acks: AcksArg,
-    /// Wait this long for more records before a batch is sent
-    #[arg(long, value_name = "DURATION", default_value = "0ms", value_parser = humantime::parse_duration)]
-    pub(crate) linger: Duration,
-    /// Run this often; the run with the median throughput counts, and the spread is told
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
-    pub(crate) repeat: u32,
-    /// What it leaves behind.
-    #[command(flatten)]
-    pub(crate) report: BenchReportArgs,
-}
-
-/// `bench failover`.
-#[derive(Debug, Args)]
-pub(crate) struct BenchFailoverArgs {
-    /// Which topic.
-    #[command(flatten)]
-    pub(crate) topic: BenchTopicArgs,
-    /// Records a second
-    #[arg(long, value_name = "R", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
-    pub(crate) rate: u64,
-    /// How long to send
-    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = humantime::parse_duration)]
-    pub(crate) duration: Duration,
-    /// Bytes of each value, 16 at least
-    #[arg(long, value_name = "B", default_value_t = 100, value_parser = clap::value_parser!(u32).range(16..=1_048_576))]
-    pub(crate) size: u32,
-    /// What counts as a pause
-    #[arg(long, value_name = "DURATION", default_value = "100ms", value_parser = humantime::parse_duration)]
-    pub(crate) pause: Duration,
-    /// What it leaves behind.
-    #[command(flatten)]
-    pub(crate) report: BenchReportArgs,
 }

@@ -1,5 +1,6 @@
 //! Waiting for acknowledgements beside the sending, so that neither holds up the other's clock.
 
+use std::ops::Range;
 use std::time::Instant;
 
 use highwater_client::{BatchDelivery, Delivery, Error, ErrorKind, Receipt, Stage};
@@ -7,6 +8,7 @@ use tokio::sync::mpsc;
 
 use super::schedule::Schedule;
 use super::series::Measured;
+use super::sizes::Sizes;
 
 /// Groups that wait for their acknowledgement. The producer's memory is the real bound.
 const GROUPS_AHEAD: usize = 64 << 10;
@@ -16,6 +18,8 @@ const GROUPS_AHEAD: usize = 64 << 10;
 pub(crate) struct Group {
     /// From when their latency counts.
     pub(crate) since: Since,
+    /// The sequence number of the first; the others follow.
+    pub(crate) first: u64,
     pub(crate) deliveries: Deliveries,
 }
 
@@ -41,6 +45,8 @@ pub(crate) enum Deliveries {
 #[derive(Debug)]
 pub(crate) struct Outcome {
     pub(crate) acknowledged: u64,
+    /// Bytes of values of those that were acknowledged.
+    pub(crate) bytes: u64,
     pub(crate) unknown: u64,
     pub(crate) failed: u64,
     /// The least of all that were acknowledged.
@@ -49,8 +55,9 @@ pub(crate) struct Outcome {
     /// When the last one was known.
     pub(crate) last: Option<Instant>,
     pub(crate) first_error: Option<Error>,
-    /// Records below this index are not in the latencies.
+    /// Records of a schedule below this number are not in the latencies.
     warm_up: u64,
+    sizes: Sizes,
 }
 
 /// The ends of the channel from the sender to [`Outcome::collect`].
@@ -60,9 +67,10 @@ pub(crate) fn channel() -> (mpsc::Sender<Group>, mpsc::Receiver<Group>) {
 
 impl Outcome {
     /// Nothing yet; time counts from `start`. Latencies of the first `warm_up` records of a schedule are left out.
-    pub(crate) fn new(start: Instant, warm_up: u64) -> anyhow::Result<Self> {
+    pub(crate) fn new(start: Instant, warm_up: u64, sizes: Sizes) -> anyhow::Result<Self> {
         Ok(Self {
             acknowledged: 0,
+            bytes: 0,
             unknown: 0,
             failed: 0,
             stage: None,
@@ -70,6 +78,7 @@ impl Outcome {
             last: None,
             first_error: None,
             warm_up,
+            sizes,
         })
     }
 
@@ -81,7 +90,8 @@ impl Outcome {
                     let receipt = delivery.await;
                     let before = self.acknowledged;
                     for run in receipt.runs() {
-                        self.add(&run.result, run.records.len() as u64);
+                        let records = run.records.start as u64..run.records.end as u64;
+                        self.add(&run.result, group.first, records);
                     }
                     let told = receipt.runs().last().map_or(0, |run| run.records.end as u64);
                     self.failed += count.saturating_sub(told);
@@ -89,9 +99,9 @@ impl Outcome {
                 }
                 Deliveries::Each(deliveries) => {
                     let before = self.acknowledged;
-                    for delivery in deliveries {
+                    for (place, delivery) in (0..).zip(deliveries) {
                         let result = delivery.await;
-                        self.add(&result, 1);
+                        self.add(&result, group.first, place..place + 1);
                     }
                     self.acknowledged - before
                 }
@@ -107,7 +117,8 @@ impl Outcome {
         match since {
             Since::Call(at) => self.measured.add(now, now - at, acknowledged),
             Since::Due(schedule, first) => {
-                for index in (first..first + acknowledged).filter(|&index| index >= self.warm_up) {
+                let is_measured = |index: &u64| schedule.number(*index) >= self.warm_up;
+                for index in (first..first + acknowledged).filter(is_measured) {
                     self.measured.add(now, now.saturating_duration_since(schedule.due(index)), 1)?;
                 }
                 Ok(())
@@ -115,10 +126,13 @@ impl Outcome {
         }
     }
 
-    fn add(&mut self, result: &Result<Receipt, Error>, count: u64) {
+    /// What became of these records of those from sequence number `first` on.
+    fn add(&mut self, result: &Result<Receipt, Error>, first: u64, records: Range<u64>) {
+        let count = records.end - records.start;
         match result {
             Ok(receipt) => {
                 self.acknowledged += count;
+                self.bytes += self.sizes.total(first + records.start..first + records.end);
                 self.stage = Some(self.stage.map_or(receipt.stage, |stage| stage.min(receipt.stage)));
             }
             Err(error) => {
@@ -129,6 +143,18 @@ impl Outcome {
                 self.first_error.get_or_insert_with(|| error.clone());
             }
         }
+    }
+
+    /// Adds what became of the records of another producer, whose time counts from the same start.
+    pub(crate) fn absorb(&mut self, other: Self) -> anyhow::Result<()> {
+        self.acknowledged += other.acknowledged;
+        self.bytes += other.bytes;
+        self.unknown += other.unknown;
+        self.failed += other.failed;
+        self.stage = [self.stage, other.stage].into_iter().flatten().min();
+        self.last = self.last.max(other.last);
+        self.first_error = self.first_error.take().or(other.first_error);
+        self.measured.absorb(other.measured)
     }
 
     /// Says on standard error what was not acknowledged, and whether everything was.

@@ -8,9 +8,10 @@ use highwater_client::{Client, ConsumedBatch, PartitionId, StartAt};
 use serde_json::{Map, json};
 
 use super::machine::Generator;
-use super::payload::Payloads;
+use super::payload::{Payloads, producer_and_index};
 use super::report::{Report, publish};
 use super::series::Measured;
+use super::sizes::Sizes;
 use super::topic::{self, TopicFacts, records_there};
 use crate::args::{BenchConsumeArgs, Global};
 use crate::output::{Answer, Progress, Unit};
@@ -40,7 +41,7 @@ async fn once(
     facts: &TopicFacts,
     wanted: u64,
 ) -> anyhow::Result<Report> {
-    let mut checks = (!args.no_check).then(|| Checks::new(args.size as usize, facts.partitions));
+    let mut checks = (!args.no_check).then(|| Checks::new(args.size.clone(), facts.partitions));
     let progress = Progress::new(Some(wanted), Unit::Records);
     let (mut records, mut bytes) = (0, 0);
     let generator = Generator::start();
@@ -70,6 +71,7 @@ async fn once(
     progress.finish();
     let mut more = Map::new();
     more.insert("checked".to_owned(), json!(!args.no_check));
+    more.insert("size".to_owned(), json!(args.size.as_ref().map(ToString::to_string)));
     more.insert("in_flight_bytes".to_owned(), json!(args.in_flight));
     more.insert("runs".to_owned(), json!(checks.as_ref().map(|checks| checks.runs)));
     Ok(Report {
@@ -112,56 +114,71 @@ fn measure(batch: &ConsumedBatch, limit: u64) -> anyhow::Result<(u64, u64)> {
 /// Checks every byte, and that nothing is missing, twice there or out of order.
 struct Checks {
     payloads: Payloads,
-    /// 0: any.
-    size: usize,
-    /// Whether sequences follow each other without a gap: they do when there is one partition.
+    /// `None`: any.
+    sizes: Option<Sizes>,
+    /// Whether the records of a producer follow each other without a gap: they do when there is one partition.
     consecutive: bool,
-    last: BTreeMap<PartitionId, u64>,
-    /// How many times a bench began anew.
+    /// Of each partition and producer, the last record.
+    last: BTreeMap<(PartitionId, u64), u64>,
+    /// How many times a producer began anew.
     runs: u64,
 }
 
 impl Checks {
-    fn new(size: usize, partitions: u32) -> Self {
+    fn new(sizes: Option<Sizes>, partitions: u32) -> Self {
         let last = BTreeMap::new();
-        Self { payloads: Payloads::default(), size, consecutive: partitions == 1, last, runs: 0 }
+        Self { payloads: Payloads::default(), sizes, consecutive: partitions == 1, last, runs: 0 }
     }
 
     fn take(&mut self, batch: &ConsumedBatch, limit: u64) -> anyhow::Result<(u64, u64)> {
         let partition = batch.partition();
-        let mut last = self.last.get(&partition).copied();
+        // Looked up again only when the producer changes.
+        let mut known: Option<(u64, u64)> = None;
         let (mut records, mut bytes) = (0, 0);
         for record in batch.iter().take(usize::try_from(limit).unwrap_or(usize::MAX)) {
             let record = record?;
             let value = record.value.unwrap_or_default();
             let place = || format!("partition {partition}, offset {}", record.offset);
             let sequence = self.payloads.check(value).with_context(place)?;
-            anyhow::ensure!(
-                self.size == 0 || value.len() == self.size,
-                "{}: a value of {} bytes, not {}",
-                place(),
-                value.len(),
-                self.size
-            );
+            if let Some(expected) = self.sizes.as_ref().map(|sizes| sizes.at(sequence)) {
+                anyhow::ensure!(
+                    value.len() == expected as usize,
+                    "{}: a value of {} bytes, not {expected}",
+                    place(),
+                    value.len(),
+                );
+            }
+            let (producer, index) = producer_and_index(sequence);
+            let last = match known.filter(|(known, _)| *known == producer) {
+                Some((_, last)) => Some(last),
+                None => {
+                    self.remember(partition, known);
+                    self.last.get(&(partition, producer)).copied()
+                }
+            };
             match last {
-                Some(last) if sequence == last + 1 || (!self.consecutive && sequence > last) => {}
+                Some(last) if index == last + 1 || (!self.consecutive && index > last) => {}
                 None => self.runs += 1,
                 Some(last) => {
                     anyhow::ensure!(
-                        !self.consecutive || sequence == 0,
-                        "{}: payload {sequence} follows {last}",
+                        !self.consecutive || index == 0,
+                        "{}: payload {index} of producer {producer} follows {last}",
                         place()
                     );
                     self.runs += 1;
                 }
             }
-            last = Some(sequence);
+            known = Some((producer, index));
             records += 1;
             bytes += value.len() as u64;
         }
-        if let Some(last) = last {
-            self.last.insert(partition, last);
-        }
+        self.remember(partition, known);
         Ok((records, bytes))
+    }
+
+    fn remember(&mut self, partition: PartitionId, known: Option<(u64, u64)>) {
+        if let Some((producer, index)) = known {
+            self.last.insert((partition, producer), index);
+        }
     }
 }

@@ -60,7 +60,7 @@ pub(crate) async fn run(global: &Global, client: &Client, args: BenchFailoverArg
     more.insert("not_acknowledged".to_owned(), json!(flow.failed.get()));
     more.insert("producer".to_owned(), flow.producer_pauses.borrow().json());
     more.insert("consumer".to_owned(), flow.consumer_pauses.borrow().json());
-    let effort = generator.effort();
+    let effort = generator.effort_with(Some(flow.waited.get()));
     let lines = vec![
         format!("producer: {}", flow.producer_pauses.borrow().text()),
         format!("consumer: {}", flow.consumer_pauses.borrow().text()),
@@ -90,6 +90,8 @@ pub(crate) async fn run(global: &Global, client: &Client, args: BenchFailoverArg
 /// What is on its way, and what has come of it.
 struct Flow {
     schedule: Schedule,
+    /// How long the schedule was waited for.
+    waited: Cell<Duration>,
     producer_pauses: RefCell<Pauses>,
     consumer_pauses: RefCell<Pauses>,
     measured: RefCell<Measured>,
@@ -108,6 +110,7 @@ impl Flow {
     fn new(start: Instant, pause: Duration, schedule: Schedule) -> anyhow::Result<Self> {
         Ok(Self {
             schedule,
+            waited: Cell::new(Duration::ZERO),
             producer_pauses: RefCell::new(Pauses::new(start, pause)),
             consumer_pauses: RefCell::new(Pauses::new(start, pause)),
             measured: RefCell::new(Measured::new(start)?),
@@ -133,7 +136,9 @@ impl Flow {
         let mut payload = vec![0; size];
         let progress = Progress::new(Some(records), Unit::Records);
         for next in 0..records {
+            let asked = Instant::now();
             self.schedule.wait(next).await;
+            self.waited.set(self.waited.get() + asked.elapsed());
             payloads.write(next, &mut payload);
             let delivery = producer.send(ProducerRecord::new(topic).value(&payload)).await?;
             // The receiver ends with this sender, so there is always one.

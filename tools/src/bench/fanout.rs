@@ -8,16 +8,13 @@ use serde_json::{Map, json};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use super::connections;
 use super::machine::Generator;
 use super::report::{Latencies, Report, publish};
 use super::series::Measured;
 use super::topic::{self, TopicFacts, records_there};
 use crate::args::{BenchFanoutArgs, Global};
-use crate::connect::connect;
 use crate::output::{self, Answer, Progress, Unit};
-
-/// Connections that are made at the same time.
-const CONNECT_AT_ONCE: usize = 50;
 
 /// Batches that consumers may tell of before they are counted.
 const TOLD_MAX: usize = 4096;
@@ -41,31 +38,13 @@ pub(crate) async fn run(global: &Global, client: &Client, args: BenchFanoutArgs)
         "topic {} has {there} records, not {wanted}; write more with: highwater bench produce",
         args.topic
     );
-    let clients = clients(global, args.consumers).await?;
+    let clients = connections::make(global, args.consumers).await?;
     let mut runs = Vec::new();
     for _run in 0..args.repeat {
         runs.push(once(global, &clients, &args, &facts, wanted).await?);
     }
     publish(global, &args.report, &runs)?;
     Ok(Answer::Yes)
-}
-
-/// As many connections.
-async fn clients(global: &Global, count: u32) -> anyhow::Result<Vec<Client>> {
-    let mut clients = Vec::with_capacity(count as usize);
-    let mut left = count as usize;
-    while left > 0 {
-        let some = left.min(CONNECT_AT_ONCE);
-        let made = futures_util::future::try_join_all((0..some).map(|_| connect(global))).await;
-        clients.extend(made.with_context(|| {
-            format!(
-                "{} of {count} connections were made; see `ulimit -n` and the broker's bound",
-                clients.len()
-            )
-        })?);
-        left -= some;
-    }
-    Ok(clients)
 }
 
 async fn once(

@@ -3,27 +3,35 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use highwater_client::{Client, Consumer, Producer, ProducerRecord, StartAt};
+use highwater_client::{Client, Consumer, StartAt};
 use serde_json::{Map, json};
-use tokio::sync::mpsc;
 
-use super::acknowledge::{self, Deliveries, Group, Outcome, Since};
+use super::connections;
+use super::load::{Hand, Load, Sent, Settings, Upto};
 use super::machine::Generator;
-use super::payload::Payloads;
+use super::payload::{Payloads, producer_and_index};
 use super::report::{Report, acks_name, publish};
 use super::schedule::Schedule;
 use super::series::Measured;
+use super::shape::Shape;
 use super::topic::{self, TopicFacts};
 use crate::args::{BenchLatencyArgs, Global};
 use crate::connect::stage_name;
-use crate::output::{Answer, Progress, Unit};
+use crate::output::{self, Answer, Progress, Unit};
+
+/// Batches of an open loop are as full as the rate makes them, up to this; memory is what holds a slow broker's backlog.
+const SETTINGS: Settings = Settings { batch_bytes: 256 << 10, in_flight: 64 << 20, idempotent: true };
 
 /// Runs the bench, as often as asked.
 pub(crate) async fn run(global: &Global, client: &Client, args: BenchLatencyArgs) -> anyhow::Result<Answer> {
+    let shape = Shape::new(&args.size, &args.load)?;
     let facts = topic::prepare(client, &args.topic).await?;
+    let clients = connections::make(global, args.load.connections).await?;
     let mut runs = Vec::new();
     for _run in 0..args.repeat {
-        let Some(report) = once(global, client, &args, &facts).await? else { return Ok(Answer::No) };
+        let consumer = client.consumer(&facts.name).from(StartAt::Latest).build().await?;
+        let run = once(global, consumer, &clients, &args, &shape, &facts).await?;
+        let Some(report) = run else { return Ok(Answer::No) };
         runs.push(report);
     }
     publish(global, &args.report, &runs)?;
@@ -33,95 +41,79 @@ pub(crate) async fn run(global: &Global, client: &Client, args: BenchLatencyArgs
 /// `None`: not everything was acknowledged, which was said.
 async fn once(
     global: &Global,
-    client: &Client,
+    consumer: Consumer,
+    clients: &[Client],
     args: &BenchLatencyArgs,
+    shape: &Shape,
     facts: &TopicFacts,
 ) -> anyhow::Result<Option<Report>> {
     let warm_up = records_in(args.warm_up, args.rate);
     let records = warm_up + records_in(args.duration, args.rate).max(1);
-    let consumer = client.consumer(&facts.name).from(StartAt::Latest).build().await?;
-    let producer = client.producer().acks(args.acks.into()).linger(args.linger).build();
-    let (groups, receiver) = acknowledge::channel();
+    let mut load = Load::new(clients, &args.load, SETTINGS, shape, facts, Hand::Each);
+    let sent = Sent::new(Progress::new(Some(records), Unit::Records));
     let generator = Generator::start();
     let start = Instant::now() + Duration::from_millis(10);
     // What is measured begins after the warm-up.
     let measured_from = start + args.warm_up;
-    let mut outcome = Outcome::new(measured_from, warm_up)?;
     let schedule = Schedule::new(start, args.rate);
-    let mut arrivals = Arrivals { measured: Measured::new(measured_from)?, records: 0, warm_up, schedule };
-    let (sent, collected, arrived) = tokio::join!(
-        send(&producer, &facts.name, args.size as usize, schedule, records, groups),
-        outcome.collect(receiver),
+    let producers = clients.len() as u64;
+    let mut arrivals = Arrivals {
+        measured: Measured::new(measured_from)?,
+        records: 0,
+        bytes: 0,
+        warm_up,
+        schedule,
+        producers,
+    };
+    let (part, arrived) = tokio::join!(
+        load.run(measured_from, Upto::Records(records), Some(schedule), warm_up, &sent),
         arrivals.receive(consumer, records, global.timeout),
     );
-    sent.context("send")?;
-    collected?;
-    let effort = generator.effort();
+    let part = part?;
+    let effort = generator.effort_with(part.waited);
+    let outcome = part.outcome;
     if !outcome.is_good() {
         return Ok(None);
     }
     arrived?;
     let mut more = Map::new();
-    more.insert("size".to_owned(), json!(args.size));
+    shape.tell(&args.load, &mut more);
     more.insert("rate".to_owned(), json!(args.rate));
+    more.insert("duration_seconds".to_owned(), json!(output::seconds(args.duration)));
+    more.insert("warm_up_seconds".to_owned(), json!(output::seconds(args.warm_up)));
+    more.insert("batch_bytes".to_owned(), json!(SETTINGS.batch_bytes));
+    more.insert("in_flight_bytes".to_owned(), json!(SETTINGS.in_flight));
     more.insert("stage".to_owned(), json!(outcome.stage.map(stage_name)));
     more.insert("acknowledged_us".to_owned(), outcome.measured.latencies.json());
-    let count = arrivals.measured.latencies.count();
     Ok(Some(Report {
         bench: "latency",
         topic: facts.clone(),
-        records: count,
-        bytes: count * u64::from(args.size),
+        records: arrivals.measured.latencies.count(),
+        bytes: arrivals.bytes,
         elapsed: args.duration,
         latency_of: "due to consumed",
         measured: arrivals.measured,
-        acks: Some(acks_name(args.acks)),
+        acks: Some(acks_name(args.load.acks)),
         effort,
         more,
         lines: vec![format!("until acknowledged: {}", outcome.measured.latencies.text())],
     }))
 }
 
-fn records_in(duration: Duration, rate: u64) -> u64 {
+/// How many records are due in a time.
+pub(super) fn records_in(duration: Duration, rate: u64) -> u64 {
     u64::try_from(duration.as_micros() * u128::from(rate) / 1_000_000).unwrap_or(u64::MAX / 2)
-}
-
-async fn send(
-    producer: &Producer,
-    topic: &str,
-    size: usize,
-    schedule: Schedule,
-    records: u64,
-    groups: mpsc::Sender<Group>,
-) -> Result<(), highwater_client::Error> {
-    let payloads = Payloads::default();
-    let mut payload = vec![0; size];
-    let progress = Progress::new(Some(records), Unit::Records);
-    let mut next = 0;
-    while next < records {
-        schedule.wait(next).await;
-        let due = schedule.due_by(Instant::now(), records).max(next + 1);
-        let first = next;
-        let mut deliveries = Vec::with_capacity((due - first) as usize);
-        while next < due {
-            payloads.write(next, &mut payload);
-            deliveries.push(producer.send(ProducerRecord::new(topic).value(&payload)).await?);
-            next += 1;
-        }
-        let since = Since::Due(schedule, first);
-        // The receiver ends with this sender, so there is always one.
-        let _ = groups.send(Group { since, deliveries: Deliveries::Each(deliveries) }).await;
-        progress.set(next);
-        tokio::task::yield_now().await;
-    }
-    Ok(())
 }
 
 struct Arrivals {
     measured: Measured,
     records: u64,
+    /// Bytes of the values that are measured.
+    bytes: u64,
     warm_up: u64,
     schedule: Schedule,
+    /// How many share the schedule.
+    producers: u64,
 }
 
 impl Arrivals {
@@ -141,11 +133,16 @@ impl Arrivals {
             let now = Instant::now();
             for record in &batch {
                 let record = record?;
-                let sequence = payloads.check(record.value.unwrap_or_default()).with_context(|| {
+                let value = record.value.unwrap_or_default();
+                let sequence = payloads.check(value).with_context(|| {
                     format!("offset {}: does somebody else write to this topic?", record.offset)
                 })?;
-                if sequence >= self.warm_up {
-                    self.measured.add(now, now.saturating_duration_since(self.schedule.due(sequence)), 1)?;
+                let (producer, index) = producer_and_index(sequence);
+                let number = self.schedule.share(producer, self.producers).number(index);
+                if number >= self.warm_up {
+                    let latency = now.saturating_duration_since(self.schedule.due(number));
+                    self.measured.add(now, latency, 1)?;
+                    self.bytes += value.len() as u64;
                 }
                 self.records += 1;
             }

@@ -84,6 +84,9 @@ pub(crate) struct Effort {
     pub(crate) cores: f64,
     /// The part of a core that its busiest thread used.
     pub(crate) busiest: f64,
+    /// The part of the time that a sender with a schedule waited for the next moment of it. Close to a moment it is waited
+    /// for by looking again and again, so a thread that is busy all the time may have nothing to do.
+    pub(crate) waiting: Option<f64>,
 }
 
 impl Generator {
@@ -100,14 +103,20 @@ impl Generator {
             time.saturating_sub(self.threads.get(thread).copied().unwrap_or_default()).as_secs_f64()
         });
         let (sum, most) = used.fold((0.0, 0.0), |(sum, most): (f64, f64), used| (sum + used, most.max(used)));
-        Effort { cores: sum / seconds, busiest: most / seconds }
+        Effort { cores: sum / seconds, busiest: most / seconds, waiting: None }
+    }
+
+    /// Until now, while a sender waited this long for its schedule.
+    pub(crate) fn effort_with(&self, waited: Option<Duration>) -> Effort {
+        let seconds = self.since.elapsed().as_secs_f64().max(1e-9);
+        Effort { waiting: waited.map(|waited| waited.as_secs_f64() / seconds), ..self.effort() }
     }
 }
 
 impl Effort {
     /// Whether the result says more about the load generator than about the brokers.
     pub(crate) fn is_the_limit(&self) -> bool {
-        self.busiest >= BUSY
+        self.busiest >= BUSY && self.waiting.is_none_or(|waiting| waiting < 1.0 - BUSY)
     }
 
     /// For programs.
@@ -115,6 +124,7 @@ impl Effort {
         json!({
             "cores": self.cores,
             "busiest_thread": self.busiest,
+            "waiting_for_schedule": self.waiting,
             "is_the_limit": self.is_the_limit(),
         })
     }
@@ -122,12 +132,15 @@ impl Effort {
     /// For people.
     pub(crate) fn text(&self) -> String {
         let limit = if self.is_the_limit() {
-            "; the load generator is at its limit: more processes or connections may reach more"
+            "; the load generator is at its limit: several of them may reach more"
         } else {
             ""
         };
+        let waiting = self.waiting.map_or_else(String::new, |waiting| {
+            format!(", {:.0} % of the time waiting for its schedule", waiting * 100.0)
+        });
         format!(
-            "load generator: {:.2} cores, its busiest thread {:.0} % of one{limit}",
+            "load generator: {:.2} cores, its busiest thread {:.0} % of one{waiting}{limit}",
             self.cores,
             self.busiest * 100.0
         )
@@ -173,8 +186,15 @@ mod tests {
         }
         let effort = generator.effort();
         assert!(effort.busiest > 0.0 && effort.cores >= effort.busiest, "{effort:?}");
-        let limit = Effort { cores: 1.5, busiest: BUSY };
+        let limit = Effort { cores: 1.5, busiest: BUSY, waiting: None };
         assert!(limit.is_the_limit() && limit.text().contains("at its limit"));
         assert!(!Effort { busiest: BUSY - 0.01, ..limit }.is_the_limit());
+        assert!(Effort { waiting: Some(0.0), ..limit }.is_the_limit());
+        let early = Effort { waiting: Some(0.5), ..limit };
+        assert!(
+            !early.is_the_limit() && early.text().contains("50 % of the time waiting"),
+            "{}",
+            early.text()
+        );
     }
 }

@@ -2,19 +2,25 @@
 
 mod acknowledge;
 mod chart;
+mod connections;
 mod consume;
 mod csv;
 mod failover;
 mod fanout;
 mod html;
+pub(crate) mod keys;
 mod latency;
+mod load;
 mod machine;
 mod pauses;
-mod payload;
+pub(crate) mod payload;
 mod produce;
+mod random;
 pub(crate) mod report;
 mod schedule;
 mod series;
+mod shape;
+pub(crate) mod sizes;
 mod topic;
 
 use crate::args::{BenchCommand, Global};

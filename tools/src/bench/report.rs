@@ -31,6 +31,11 @@ impl Latencies {
         self.0.saturating_record_n(us.max(1), count);
     }
 
+    /// Adds those of somebody else.
+    pub(crate) fn absorb(&mut self, other: &Self) -> anyhow::Result<()> {
+        Ok(self.0.add(&other.0)?)
+    }
+
     /// The latency that `quantile` of all do not exceed.
     pub(crate) fn at(&self, quantile: f64) -> u64 {
         self.0.value_at_quantile(quantile)

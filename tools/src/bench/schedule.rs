@@ -5,23 +5,35 @@ use std::time::{Duration, Instant};
 /// Timers of the runtime are as coarse as this: closer to the moment, it is waited for by looking again and again.
 const COARSE: Duration = Duration::from_millis(2);
 
-/// An even rate.
+/// An even rate, or an even share of one: of all records every `shares`-th.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Schedule {
     start: Instant,
     rate: u64,
+    shares: u64,
+    share: u64,
 }
 
 impl Schedule {
     /// `rate` records a second from `start` on.
     pub(crate) const fn new(start: Instant, rate: u64) -> Self {
-        Self { start, rate }
+        Self { start, rate, shares: 1, share: 0 }
+    }
+
+    /// The records of one of `shares` producers, which take turns.
+    pub(crate) const fn share(self, share: u64, shares: u64) -> Self {
+        Self { shares, share, ..self }
+    }
+
+    /// Which of all records of all shares record `index` of this one is.
+    pub(crate) const fn number(&self, index: u64) -> u64 {
+        index * self.shares + self.share
     }
 
     /// When record `index` is due.
     pub(crate) fn due(&self, index: u64) -> Instant {
         // In whole nanoseconds, so that the rate holds for hours.
-        let nanoseconds = u128::from(index) * 1_000_000_000 / u128::from(self.rate);
+        let nanoseconds = u128::from(self.number(index)) * 1_000_000_000 / u128::from(self.rate);
         self.start + Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX))
     }
 
@@ -29,7 +41,8 @@ impl Schedule {
     pub(crate) fn due_by(&self, now: Instant, limit: u64) -> u64 {
         let elapsed = now.saturating_duration_since(self.start).as_nanos();
         let due = elapsed * u128::from(self.rate) / 1_000_000_000;
-        u64::try_from(due).unwrap_or(u64::MAX).saturating_add(u64::from(now >= self.start)).min(limit)
+        let of_all = u64::try_from(due).unwrap_or(u64::MAX).saturating_add(u64::from(now >= self.start));
+        of_all.saturating_sub(self.share).div_ceil(self.shares).min(limit)
     }
 
     /// Waits until record `index` is due. Everything else in the runtime goes on.
@@ -64,5 +77,21 @@ mod tests {
             assert_eq!(schedule.due_by(due + Duration::from_nanos(1), u64::MAX), index + 1, "{index}");
         }
         assert_eq!(schedule.due_by(start + Duration::from_secs(10), 7), 7);
+    }
+
+    #[test]
+    fn shares_take_turns_and_are_the_whole_together() {
+        let start = Instant::now();
+        let whole = Schedule::new(start, 1000);
+        let shares: Vec<Schedule> = (0..3).map(|share| whole.share(share, 3)).collect();
+        for number in 0..100_u64 {
+            let share = shares[(number % 3) as usize];
+            assert_eq!(share.number(number / 3), number);
+            assert_eq!(share.due(number / 3), whole.due(number));
+            let now = whole.due(number) + Duration::from_nanos(1);
+            let due: u64 = shares.iter().map(|share| share.due_by(now, u64::MAX)).sum();
+            assert_eq!(due, whole.due_by(now, u64::MAX));
+        }
+        assert_eq!(shares[2].due_by(start.checked_sub(Duration::from_secs(1)).unwrap(), 9), 0);
     }
 }

@@ -102,6 +102,24 @@ impl Series {
         Ok(())
     }
 
+    /// Adds what another series of the same time has.
+    fn absorb(&mut self, mut other: Self) -> anyhow::Result<()> {
+        while self.width < other.width {
+            self.merge()?;
+        }
+        while other.width < self.width {
+            other.merge()?;
+        }
+        while self.windows.len() < other.windows.len() {
+            self.windows.push(Window::new()?);
+        }
+        for (window, other) in self.windows.iter_mut().zip(other.windows) {
+            window.records += other.records;
+            window.latencies.add(&other.latencies)?;
+        }
+        Ok(())
+    }
+
     /// Every window up to the end of the run, the last one only as long as it was.
     pub(crate) fn points(&self, elapsed: Duration) -> Vec<Point> {
         let width = self.width.as_secs_f64();
@@ -134,6 +152,12 @@ impl Measured {
     /// Nothing yet; time counts from `start`.
     pub(crate) fn new(start: Instant) -> anyhow::Result<Self> {
         Ok(Self { latencies: Latencies::new()?, series: Series::new(start) })
+    }
+
+    /// Adds what somebody else measured, whose time counts from the same start.
+    pub(crate) fn absorb(&mut self, other: Self) -> anyhow::Result<()> {
+        self.latencies.absorb(&other.latencies)?;
+        self.series.absorb(other.series)
     }
 
     /// Notes that `count` records were done at `now`, each after `latency`.
@@ -187,5 +211,28 @@ mod tests {
         let records: f64 = points.iter().map(|point| point.records_per_second * width).sum();
         assert!((999.0..=1001.5).contains(&records), "{records}");
         assert_eq!(measured.latencies.count(), 1000);
+    }
+
+    #[test]
+    fn what_several_measured_is_one_measurement() {
+        let start = Instant::now();
+        let after = |seconds: u64| start + Duration::from_secs(seconds);
+        let measured = |ends: &[u64]| {
+            let mut measured = Measured::new(start).unwrap();
+            for &end in ends {
+                measured.add(after(end), Duration::from_millis(1), 10).unwrap();
+            }
+            measured
+        };
+        // One has wider windows than the other.
+        for (one, other) in [(&[0, 1, 100][..], &[1, 5][..]), (&[1, 5], &[0, 1, 100])] {
+            let mut whole = measured(one);
+            whole.absorb(measured(other)).unwrap();
+            let points = whole.series.points(Duration::from_secs(200));
+            let width = whole.series.width.as_secs_f64();
+            let records: f64 = points.iter().map(|point| point.records_per_second * width).sum();
+            assert!((49.9..50.1).contains(&records), "{records}");
+            assert_eq!(whole.latencies.count(), 50);
+        }
     }
 }

@@ -97,6 +97,12 @@ fn a_wrong_command_line_ends_with_2_and_says_what_is_right() {
         (&["cluster", "drain", "3", "--wait", "--no-wait"], "--no-wait"),
         (&["cluster", "elect-unclean", "x", "0"], "<NODE>"),
         (&["bench", "produce", "--durability", "os"], "--create"),
+        (&["bench", "produce", "--size", "lognormal(1KiB)"], "a median and a factor"),
+        (&["bench", "consume", "--size", "15"], "16 bytes at least"),
+        (&["bench", "latency", "--keys", "10", "--key-skew", "zipf(0)"], "above 0"),
+        (&["bench", "produce", "--key-skew", "uniform"], "--keys"),
+        (&["bench", "produce", "--entropy", "9"], "0..=8"),
+        (&["bench", "latency", "--connections", "257"], "1..=256"),
         #[cfg(not(feature = "zstd"))]
         (&["produce", "x", "--compression", "zstd"], "--features zstd"),
     ] {

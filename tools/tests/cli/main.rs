@@ -5,6 +5,7 @@ mod groups;
 mod harness;
 
 mod bench;
+mod bench_shapes;
 mod cluster;
 mod help;
 mod logs;
