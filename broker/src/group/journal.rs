@@ -17,7 +17,8 @@ use crate::api::ApiError;
 use crate::env::Clock;
 use crate::partition::handle::{Lane, PartitionHandle};
 
-/// Bytes after which a batch is closed, unless one decision alone is larger.
+/// Bytes after which a batch is closed. A decision that is larger goes in several: a coordinator can go on from any
+/// beginning of it.
 const BATCH_BYTES: usize = 1 << 20;
 /// Batches that may be on their way at once. While there are as many, the shard takes nothing up, and what comes gathers
 /// for the next batch.
@@ -52,12 +53,34 @@ pub(super) struct Journal {
     lane: Arc<Lane>,
     next: u64,
     /// What is decided and not yet on its way.
-    open: Vec<Entry>,
-    open_bytes: usize,
+    open: Open,
     open_answers: Vec<Answer>,
     /// Records that were sent since somebody asked.
     sent: u64,
     in_flight: VecDeque<InFlight>,
+}
+
+/// Entries of a batch that is not closed yet.
+#[derive(Debug, Default)]
+struct Open {
+    entries: Vec<Entry>,
+    /// The most that they take.
+    bytes: usize,
+}
+
+impl Open {
+    /// Adds an entry; what was there before, if that is enough for a batch.
+    fn add(&mut self, entry: Entry) -> Option<Self> {
+        let full = self.is_full().then(|| std::mem::take(self));
+        let length = entry.1.as_ref().map_or(0, Vec::len);
+        self.bytes += BatchBuilder::record_length_max(entry.0.len(), length, 0, 0);
+        self.entries.push(entry);
+        full
+    }
+
+    const fn is_full(&self) -> bool {
+        self.bytes >= BATCH_BYTES
+    }
 }
 
 /// A batch on its way, and who waits for it.
@@ -75,8 +98,7 @@ impl Journal {
             epoch,
             lane: Arc::default(),
             next: 0,
-            open: Vec::new(),
-            open_bytes: 0,
+            open: Open::default(),
             open_answers: Vec::new(),
             sent: 0,
             in_flight: VecDeque::new(),
@@ -86,7 +108,7 @@ impl Journal {
     /// Takes a decision: its records, and who is answered when they, and everything before them, are committed. Without
     /// records and with nothing on its way it is answered at once.
     pub(super) fn take(&mut self, records: Vec<Entry>, answer: Option<Answer>) {
-        if records.is_empty() && self.open.is_empty() {
+        if records.is_empty() && self.open.entries.is_empty() {
             match (self.in_flight.back_mut(), answer) {
                 (Some(last), Some(answer)) => last.answers.push(answer),
                 (None, Some(answer)) => answer.give(),
@@ -94,13 +116,14 @@ impl Journal {
             }
             return;
         }
-        for (key, value) in records {
-            let length = value.as_ref().map_or(0, Vec::len);
-            self.open_bytes += BatchBuilder::record_length_max(key.len(), length, 0, 0);
-            self.open.push((key, value));
+        for entry in records {
+            if let Some(full) = self.open.add(entry) {
+                self.send_batch(full);
+            }
         }
+        // The last record, at least, is still here: the answer waits for all of them.
         self.open_answers.extend(answer);
-        if self.open_bytes >= BATCH_BYTES {
+        if self.open.is_full() {
             self.send_open();
         }
     }
@@ -112,14 +135,16 @@ impl Journal {
     }
 
     fn send_open(&mut self) {
-        if self.open.is_empty() {
-            return;
+        let open = std::mem::take(&mut self.open);
+        if !open.entries.is_empty() {
+            self.send_batch(open);
         }
-        self.sent += self.open.len() as u64;
-        let entries = std::mem::take(&mut self.open);
-        let capacity = std::mem::take(&mut self.open_bytes);
+    }
+
+    fn send_batch(&mut self, Open { entries, bytes }: Open) {
+        self.sent += entries.len() as u64;
         let now = self.clock.wall().as_millis();
-        let mut builder = BatchBuilder::with_capacity(capacity + 128);
+        let mut builder = BatchBuilder::with_capacity(bytes + 128);
         for (key, value) in &entries {
             builder.push(now, Some(key), value.as_deref(), &[]);
         }
@@ -144,7 +169,7 @@ impl Journal {
 
     /// Whether nothing is on its way.
     pub(super) fn is_settled(&self) -> bool {
-        self.open.is_empty() && self.in_flight.is_empty()
+        self.open.entries.is_empty() && self.in_flight.is_empty()
     }
 
     /// Waits until the next batch is committed, and answers who waited for it: where the batch is in the log. Never returns
@@ -180,4 +205,29 @@ fn stopped() -> ApiError {
         ErrorCode::ShuttingDown,
         "the broker stopped before it was known whether a batch is committed",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_decision_that_is_larger_than_a_batch_goes_in_several_in_order() {
+        // The positions of the largest group, with the longest name: more than any batch may have.
+        const RECORDS: usize = 100_000;
+        let entry = |number: usize| (format!("{number:0>300}").into_bytes(), None);
+        let largest = BatchBuilder::record_length_max(300, 0, 0, 0);
+        assert!(RECORDS * largest > highwater_protocol::limits::BATCH_BYTES_MAX);
+        let (mut open, mut batches) = (Open::default(), Vec::new());
+        for number in 0..RECORDS {
+            batches.extend(open.add(entry(number)));
+        }
+        assert!(!open.entries.is_empty(), "the answer goes with the last of them");
+        batches.push(open);
+        for batch in &batches {
+            assert!(batch.bytes < BATCH_BYTES + largest, "{}", batch.bytes);
+        }
+        let all: Vec<Entry> = batches.into_iter().flat_map(|batch| batch.entries).collect();
+        assert_eq!(all, (0..RECORDS).map(entry).collect::<Vec<_>>());
+    }
 }
