@@ -8,6 +8,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use highwater_broker_core::controller::topic_config::{InvalidSetting, TopicConfig};
+use highwater_broker_core::group::config::GroupConfig;
 use highwater_broker_core::nearest::nearest;
 use highwater_protocol::ids::NodeId;
 use highwater_protocol::limits::PARTITIONS_MAX;
@@ -16,6 +17,7 @@ use serde::Deserialize;
 use crate::observe::tracing::LogFormat;
 
 mod cleaner;
+mod groups;
 mod units;
 mod voters;
 pub use cleaner::CleanerConfig;
@@ -141,6 +143,10 @@ pub struct Settings {
     /// spread. Counts when the first group asks for its coordinator, and is fixed from then on [default: 16]
     #[arg(long, env = "HIGHWATER_GROUPS_PARTITIONS", value_name = "N")]
     pub groups_partitions: Option<u32>,
+    /// How long positions are kept that no member of the group is interested in any more; the same on all brokers
+    /// [default: 7d]
+    #[arg(long, env = "HIGHWATER_GROUPS_OFFSETS_RETENTION", value_name = "TIME")]
+    pub groups_offsets_retention: Option<Span>,
     /// Topic settings that hold where a topic does not say: the table `topic_defaults` of the file
     #[arg(skip)]
     pub topic_defaults: BTreeMap<String, String>,
@@ -154,9 +160,6 @@ pub struct Settings {
     #[serde(skip)]
     pub topic_default: Vec<Assignment>,
 }
-
-/// Partitions of the internal topic of groups at the most: each is a log and a task on its broker.
-const GROUPS_PARTITIONS_MAX: u32 = 1024;
 
 /// Every key that a configuration file may have.
 const KEYS: &[&str] = &[
@@ -190,6 +193,7 @@ const KEYS: &[&str] = &[
     "tail_memory",
     "default_partitions",
     "groups_partitions",
+    "groups_offsets_retention",
     "topic_defaults",
 ];
 
@@ -285,6 +289,7 @@ impl Settings {
             tail_memory,
             default_partitions,
             groups_partitions,
+            groups_offsets_retention,
         );
         for (name, value) in below.topic_defaults {
             self.topic_defaults.entry(name).or_insert(value);
@@ -361,6 +366,8 @@ pub struct Config {
     pub tail_memory: u64,
     /// See [`Settings::default_partitions`].
     pub default_partitions: u32,
+    /// Of it: [`Settings::groups_offsets_retention`].
+    pub groups: GroupConfig,
     /// See [`Settings::groups_partitions`].
     pub groups_partitions: u32,
     /// See [`Settings::topic_defaults`].
@@ -400,6 +407,7 @@ impl Default for Config {
             tail_memory: 64 << 20,
             default_partitions: 1,
             groups_partitions: 16,
+            groups: GroupConfig::default(),
             topic_defaults: TopicConfig::default(),
         }
     }
@@ -433,6 +441,7 @@ impl Config {
     /// Names the setting that is wrong, and what is allowed.
     pub fn from_settings(settings: Settings) -> Result<Self, ConfigError> {
         let default = Self::default();
+        let groups = groups::of(&settings);
         let mut topic_defaults = settings.topic_defaults;
         topic_defaults.extend(settings.topic_default.into_iter().map(|set| (set.name, set.value)));
         let config = Self {
@@ -476,6 +485,7 @@ impl Config {
             tail_memory: settings.tail_memory.map_or(default.tail_memory, |bytes| bytes.0),
             default_partitions: settings.default_partitions.unwrap_or(default.default_partitions),
             groups_partitions: settings.groups_partitions.unwrap_or(default.groups_partitions),
+            groups,
             topic_defaults: TopicConfig::with_overrides(&default.topic_defaults, &topic_defaults, u32::MAX)?,
         };
         config.check()?;
@@ -526,10 +536,7 @@ impl Config {
         if self.default_partitions == 0 || self.default_partitions > PARTITIONS_MAX {
             return value("default_partitions", &format!("must be from 1 to {PARTITIONS_MAX}"));
         }
-        if self.groups_partitions == 0 || self.groups_partitions > GROUPS_PARTITIONS_MAX {
-            return value("groups_partitions", &format!("must be from 1 to {GROUPS_PARTITIONS_MAX}"));
-        }
-        Ok(())
+        groups::check(self.groups_partitions, &self.groups)
     }
 }
 

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use highwater_broker_core::controller::image::Defaults;
-use highwater_broker_core::group::config::GroupConfig;
 use highwater_broker_core::quota::Budget;
 use highwater_protocol::ids::DirectoryId;
 use tokio::sync::watch;
@@ -223,7 +222,7 @@ pub(crate) fn data(
         controller: controller.clone(),
         partitions: Arc::clone(&partitions),
         links: services.links.clone(),
-        config: GroupConfig::default(),
+        config: config.groups.clone(),
         metrics: Arc::clone(metrics),
         partition_count: config.groups_partitions,
     };

@@ -53,11 +53,19 @@ fn values_out_of_range_name_the_setting() {
         ("open_files_max = 3", "open_files_max"),
         ("idle_timeout = \"10ms\"", "idle_timeout"),
         ("default_partitions = 0", "default_partitions"),
+        ("groups_partitions = 1025", "groups_partitions"),
+        ("groups_offsets_retention = \"59s\"", "groups_offsets_retention"),
     ] {
         let message = problem(text);
         assert!(message.contains(&format!("'{name}'")), "{text}: {message}");
     }
-    for good in ["listen = \"[::1]:0\"", "advertise = \"broker-1.internal:9470\"", "http = \"off\""] {
+    for good in [
+        "listen = \"[::1]:0\"",
+        "advertise = \"broker-1.internal:9470\"",
+        "http = \"off\"",
+        "groups_partitions = 1024",
+        "groups_offsets_retention = \"60s\"",
+    ] {
         parse(good).and_then(Config::from_settings).unwrap();
     }
 }
