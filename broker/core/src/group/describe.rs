@@ -52,7 +52,7 @@ impl GroupShard {
         let (name, group) = self.groups.get_key_value(name).ok_or_else(|| unknown_group(name))?;
         let members = group.membership.member_count();
         if members > 0 {
-            let message = format!("group {name} has {members} members: stop them first");
+            let message = format!("group {name} has {members} members");
             return Err(Refusal::new(ErrorCode::GroupNotEmpty, message));
         }
         let positions = group.offsets.iter().map(|(partition, _)| Change::Position(*partition, None));

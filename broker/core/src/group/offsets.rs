@@ -204,7 +204,7 @@ impl GroupShard {
         partition: TopicPartition,
     ) -> Result<TopicPartition, Refusal> {
         if let Some(owner) = group.and_then(|group| group.membership.owner(partition)) {
-            let message = format!("member {owner} owns {}: stop it first", self.name_of(partition));
+            let message = format!("member {owner} owns {}", self.name_of(partition));
             return Err(Refusal::new(ErrorCode::GroupNotEmpty, message));
         }
         // A position may be removed when the topic is gone.
