@@ -1,6 +1,7 @@
 //! The command line: every command, flag and default, as `--help` shows them.
 
 mod bench;
+mod bench_steps;
 mod cluster;
 mod group;
 
@@ -15,6 +16,7 @@ pub(crate) use bench::{
     BenchCommand, BenchConsumeArgs, BenchFailoverArgs, BenchFanoutArgs, BenchLatencyArgs, BenchLoadArgs,
     BenchProduceArgs, BenchReportArgs, BenchTopicArgs,
 };
+pub(crate) use bench_steps::{BenchColdArgs, BenchGroupsArgs, BenchPartitionsArgs, BenchRecoveryArgs};
 pub(crate) use cluster::{ClusterCommand, DrainArgs, ElectUncleanArgs, RebalanceArgs, VerifyArgs, WaitArgs};
 pub(crate) use group::{GroupCommand, GroupResetArgs};
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
+use super::bench_steps::{BenchColdArgs, BenchGroupsArgs, BenchPartitionsArgs, BenchRecoveryArgs};
 use super::{AcksArg, CompressionArg};
 use crate::bench::keys::Skew;
 use crate::bench::payload::PRODUCERS_MOST;
@@ -24,6 +25,14 @@ pub(crate) enum BenchCommand {
     Fanout(BenchFanoutArgs),
     /// Which pauses producers and consumers see while you stop, kill or cut off brokers; checks that nothing is lost
     Failover(BenchFailoverArgs),
+    /// How fast topics with many partitions are, as a share of the speed of one; makes and deletes them
+    Partitions(BenchPartitionsArgs),
+    /// What reading old data does to the latency of live traffic, and how fast old data is read
+    Cold(BenchColdArgs),
+    /// What groups deliver at a steady rate, and what it costs when a member joins and leaves
+    Groups(BenchGroupsArgs),
+    /// How long a broker takes to be ready, empty and after SIGKILL with a log; starts brokers of its own
+    Recovery(BenchRecoveryArgs),
 }
 
 /// The topic of a bench, and how to make it.

@@ -89,7 +89,8 @@ async fn once(
     })
 }
 
-async fn next_batch(
+/// The next batch, within `timeout`; `records` came before it.
+pub(super) async fn next_batch(
     consumer: &mut highwater_client::Consumer,
     timeout: Duration,
     records: u64,
@@ -102,7 +103,7 @@ async fn next_batch(
 }
 
 /// Counts records and bytes of values, `limit` records at the most.
-fn measure(batch: &ConsumedBatch, limit: u64) -> anyhow::Result<(u64, u64)> {
+pub(super) fn measure(batch: &ConsumedBatch, limit: u64) -> anyhow::Result<(u64, u64)> {
     let (mut records, mut bytes) = (0, 0);
     for record in batch.iter().take(usize::try_from(limit).unwrap_or(usize::MAX)) {
         records += 1;
@@ -112,7 +113,7 @@ fn measure(batch: &ConsumedBatch, limit: u64) -> anyhow::Result<(u64, u64)> {
 }
 
 /// Checks every byte, and that nothing is missing, twice there or out of order.
-struct Checks {
+pub(super) struct Checks {
     payloads: Payloads,
     /// `None`: any.
     sizes: Option<Sizes>,
@@ -125,12 +126,14 @@ struct Checks {
 }
 
 impl Checks {
-    fn new(sizes: Option<Sizes>, partitions: u32) -> Self {
+    /// Nothing was seen yet of a topic.
+    pub(super) fn new(sizes: Option<Sizes>, partitions: u32) -> Self {
         let last = BTreeMap::new();
         Self { payloads: Payloads::default(), sizes, consecutive: partitions == 1, last, runs: 0 }
     }
 
-    fn take(&mut self, batch: &ConsumedBatch, limit: u64) -> anyhow::Result<(u64, u64)> {
+    /// Checks records of a batch, `limit` at the most, and counts them and the bytes of their values.
+    pub(super) fn take(&mut self, batch: &ConsumedBatch, limit: u64) -> anyhow::Result<(u64, u64)> {
         let partition = batch.partition();
         // Looked up again only when the producer changes.
         let mut known: Option<(u64, u64)> = None;

@@ -53,11 +53,21 @@ fn page(machine: &Machine, runs: &[Report], typical: &Report) -> String {
     body.push_str(&throughput(typical));
     body.push_str(&format!("<h2>Latency over time{which}</h2>\n"));
     body.push_str(&over_time(typical));
-    let title = format!("highwater bench {}", typical.bench);
+    document(typical.bench, &body)
+}
+
+/// A page about a bench, around its body.
+pub(super) fn document(bench: &str, body: &str) -> String {
+    let title = format!("highwater bench {bench}");
     format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>{title}</title>\
          <style>{STYLE}</style></head><body>\n<h1>{title}</h1>\n{body}</body></html>\n"
     )
+}
+
+/// A paragraph for each line.
+pub(super) fn paragraphs(lines: &[String]) -> String {
+    lines.iter().map(|line| format!("<p>{}</p>\n", escaped(line))).collect()
 }
 
 fn table(runs: &[Report]) -> String {

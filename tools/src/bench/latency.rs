@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use highwater_client::{Client, Consumer, StartAt};
-use serde_json::{Map, json};
+use serde_json::{Map, Value, json};
 
+use super::acknowledge::Outcome;
 use super::connections;
 use super::load::{Hand, Load, Sent, Settings, Upto};
 use super::machine::Generator;
@@ -15,7 +16,7 @@ use super::schedule::Schedule;
 use super::series::Measured;
 use super::shape::Shape;
 use super::topic::{self, TopicFacts};
-use crate::args::{BenchLatencyArgs, Global};
+use crate::args::{BenchLatencyArgs, BenchLoadArgs, Global};
 use crate::connect::stage_name;
 use crate::output::{self, Answer, Progress, Unit};
 
@@ -47,57 +48,105 @@ async fn once(
     shape: &Shape,
     facts: &TopicFacts,
 ) -> anyhow::Result<Option<Report>> {
-    let warm_up = records_in(args.warm_up, args.rate);
-    let records = warm_up + records_in(args.duration, args.rate).max(1);
-    let mut load = Load::new(clients, &args.load, SETTINGS, shape, facts, Hand::Each);
-    let sent = Sent::new(Progress::new(Some(records), Unit::Records));
     let generator = Generator::start();
-    let start = Instant::now() + Duration::from_millis(10);
-    // What is measured begins after the warm-up.
-    let measured_from = start + args.warm_up;
-    let schedule = Schedule::new(start, args.rate);
-    let producers = clients.len() as u64;
-    let mut arrivals = Arrivals {
-        measured: Measured::new(measured_from)?,
-        records: 0,
-        bytes: 0,
-        warm_up,
-        schedule,
-        producers,
-    };
-    let (part, arrived) = tokio::join!(
-        load.run(measured_from, Upto::Records(records), Some(schedule), warm_up, &sent),
-        arrivals.receive(consumer, records, global.timeout),
-    );
-    let part = part?;
-    let effort = generator.effort_with(part.waited);
-    let outcome = part.outcome;
-    if !outcome.is_good() {
+    let flow =
+        Flow { rate: args.rate, warm_up: args.warm_up, duration: args.duration, timeout: global.timeout };
+    let Some(live) = flow.measure(consumer, clients, &args.load, shape, facts).await? else {
         return Ok(None);
-    }
-    arrived?;
+    };
     let mut more = Map::new();
     shape.tell(&args.load, &mut more);
-    more.insert("rate".to_owned(), json!(args.rate));
-    more.insert("duration_seconds".to_owned(), json!(output::seconds(args.duration)));
-    more.insert("warm_up_seconds".to_owned(), json!(output::seconds(args.warm_up)));
-    more.insert("batch_bytes".to_owned(), json!(SETTINGS.batch_bytes));
-    more.insert("in_flight_bytes".to_owned(), json!(SETTINGS.in_flight));
-    more.insert("stage".to_owned(), json!(outcome.stage.map(stage_name)));
-    more.insert("acknowledged_us".to_owned(), outcome.measured.latencies.json());
+    flow.tell(&mut more);
+    more.insert("stage".to_owned(), json!(live.outcome.stage.map(stage_name)));
+    more.insert("acknowledged_us".to_owned(), live.outcome.measured.latencies.json());
     Ok(Some(Report {
         bench: "latency",
         topic: facts.clone(),
-        records: arrivals.measured.latencies.count(),
-        bytes: arrivals.bytes,
+        records: live.arrived.latencies.count(),
+        bytes: live.bytes,
         elapsed: args.duration,
         latency_of: "due to consumed",
-        measured: arrivals.measured,
+        measured: live.arrived,
         acks: Some(acks_name(args.load.acks)),
-        effort,
+        effort: generator.effort_with(live.waited),
         more,
-        lines: vec![format!("until acknowledged: {}", outcome.measured.latencies.text())],
+        lines: vec![format!("until acknowledged: {}", live.outcome.measured.latencies.text())],
     }))
+}
+
+/// An even flow of records whose latency is measured.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Flow {
+    /// Records a second.
+    pub(super) rate: u64,
+    /// What is not measured at the beginning.
+    pub(super) warm_up: Duration,
+    pub(super) duration: Duration,
+    /// How long nothing may come.
+    pub(super) timeout: Duration,
+}
+
+/// What came of a flow.
+pub(super) struct Live {
+    pub(super) outcome: Outcome,
+    /// From when each record was due until it was consumed.
+    pub(super) arrived: Measured,
+    /// Bytes of the values that were measured.
+    pub(super) bytes: u64,
+    pub(super) waited: Option<Duration>,
+}
+
+impl Flow {
+    /// Sends and receives. `None`: not everything was acknowledged, which was said.
+    ///
+    /// # Errors
+    /// When records cannot be sent, do not come, or are not those that were sent.
+    pub(super) async fn measure(
+        &self,
+        consumer: Consumer,
+        clients: &[Client],
+        args: &BenchLoadArgs,
+        shape: &Shape,
+        facts: &TopicFacts,
+    ) -> anyhow::Result<Option<Live>> {
+        let warm_up = records_in(self.warm_up, self.rate);
+        let records = warm_up + records_in(self.duration, self.rate).max(1);
+        let mut load = Load::new(clients, args, SETTINGS, shape, facts, Hand::Each);
+        let sent = Sent::new(Progress::new(Some(records), Unit::Records));
+        let start = Instant::now() + Duration::from_millis(10);
+        // What is measured begins after the warm-up.
+        let measured_from = start + self.warm_up;
+        let schedule = Schedule::new(start, self.rate);
+        let producers = clients.len() as u64;
+        let mut arrivals = Arrivals {
+            measured: Measured::new(measured_from)?,
+            records: 0,
+            bytes: 0,
+            warm_up,
+            schedule,
+            producers,
+        };
+        let (part, arrived) = tokio::join!(
+            load.run(measured_from, Upto::Records(records), Some(schedule), warm_up, &sent),
+            arrivals.receive(consumer, records, self.timeout),
+        );
+        let part = part?;
+        if !part.outcome.is_good() {
+            return Ok(None);
+        }
+        arrived?;
+        let (arrived, bytes) = (arrivals.measured, arrivals.bytes);
+        Ok(Some(Live { outcome: part.outcome, arrived, bytes, waited: part.waited }))
+    }
+
+    /// Its settings, for reports.
+    pub(super) fn tell(&self, more: &mut Map<String, Value>) {
+        more.insert("rate".to_owned(), json!(self.rate));
+        more.insert("duration_seconds".to_owned(), json!(output::seconds(self.duration)));
+        more.insert("warm_up_seconds".to_owned(), json!(output::seconds(self.warm_up)));
+        more.insert("batch_bytes".to_owned(), json!(SETTINGS.batch_bytes));
+        more.insert("in_flight_bytes".to_owned(), json!(SETTINGS.in_flight));
+    }
 }
 
 /// How many records are due in a time.

@@ -249,7 +249,7 @@ pub(crate) fn publish(global: &Global, args: &BenchReportArgs, runs: &[Report]) 
 }
 
 /// `send each`, `batch bytes 262144`; what has no value is left out.
-fn for_people(name: &str, value: &Value) -> Option<String> {
+pub(super) fn for_people(name: &str, value: &Value) -> Option<String> {
     let value = match value {
         Value::Null | Value::Object(_) | Value::Array(_) => return None,
         Value::String(text) => text.clone(),

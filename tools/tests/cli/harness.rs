@@ -122,13 +122,21 @@ pub(crate) struct Broker {
     pub(crate) directory: TempDir,
     /// Where it listens; the same after a restart.
     pub(crate) address: String,
+    /// Where it serves HTTP, or `off`.
+    pub(crate) http: String,
 }
 
 impl Broker {
     /// Starts a broker and waits until it is ready.
     pub(crate) fn start() -> Self {
+        Self::start_with_http("off")
+    }
+
+    /// As [`Broker::start`], with HTTP at this address.
+    pub(crate) fn start_with_http(http: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let mut broker = Self { running: None, directory, address: "127.0.0.1:0".to_owned() };
+        let address = "127.0.0.1:0".to_owned();
+        let mut broker = Self { running: None, directory, address, http: http.to_owned() };
         broker.restart();
         broker
     }
@@ -143,7 +151,7 @@ impl Broker {
         let ports = self.directory.path().join("ports.json");
         let _ = fs::remove_file(&ports);
         let mut command = highwater();
-        command.args(["broker", "--http", "off", "--listen", &self.address]);
+        command.args(["broker", "--http", &self.http, "--listen", &self.address]);
         command.arg("--data-dir").arg(self.data()).arg("--port-file").arg(&ports);
         let log = fs::File::options().create(true).append(true).open(self.log()).unwrap();
         command.stdout(Stdio::null()).stderr(log);
@@ -153,6 +161,9 @@ impl Broker {
                 panic!("the broker ended with {status}: {}", fs::read_to_string(self.log()).unwrap());
             }
             let ports: Value = serde_json::from_slice(&fs::read(&ports).ok()?).unwrap();
+            if let Some(http) = ports["http"].as_str() {
+                http.clone_into(&mut self.http);
+            }
             Some(ports["listen"].as_str().unwrap().to_owned())
         });
         self.running = Some(running);

@@ -37,6 +37,10 @@ const COMMANDS: &[&[&str]] = &[
     &["bench", "latency"],
     &["bench", "failover"],
     &["bench", "fanout"],
+    &["bench", "partitions"],
+    &["bench", "cold"],
+    &["bench", "groups"],
+    &["bench", "recovery"],
     &["completions"],
 ];
 
@@ -102,6 +106,8 @@ fn a_wrong_command_line_ends_with_2_and_says_what_is_right() {
         (&["bench", "latency", "--keys", "10", "--key-skew", "zipf(0)"], "above 0"),
         (&["bench", "produce", "--key-skew", "uniform"], "--keys"),
         (&["bench", "produce", "--entropy", "9"], "0..=8"),
+        (&["bench", "partitions", "--counts", "10,20000"], "1..=10000"),
+        (&["bench", "recovery", "--bytes", "1GB"], "1GiB"),
         (&["bench", "latency", "--connections", "257"], "1..=256"),
         #[cfg(not(feature = "zstd"))]
         (&["produce", "x", "--compression", "zstd"], "--features zstd"),

@@ -6,6 +6,7 @@ mod harness;
 
 mod bench;
 mod bench_shapes;
+mod bench_steps;
 mod cluster;
 mod help;
 mod logs;
