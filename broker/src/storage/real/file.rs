@@ -10,7 +10,7 @@ use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
 use super::mapping::RealMapping;
-use super::past_cache;
+use super::{past_cache, pieces};
 use crate::storage::file_system::{File, Mapping};
 
 #[derive(Debug)]
@@ -51,7 +51,9 @@ impl RealFile {
 
 impl File for RealFile {
     fn write_vectored_at(&self, buffers: &[IoSlice<'_>], position: u64) -> io::Result<usize> {
-        Ok(rustix::io::retry_on_intr(|| rustix::io::pwritev(&self.file, buffers, position))?)
+        pieces::write(buffers, position, |piece, at| {
+            Ok(rustix::io::retry_on_intr(|| rustix::io::pwritev(&self.file, piece, at))?)
+        })
     }
 
     fn read_at(&self, buffer: &mut [u8], position: u64) -> io::Result<usize> {

@@ -3,6 +3,7 @@
 mod file;
 mod mapping;
 mod past_cache;
+mod pieces;
 mod rounds;
 mod threads;
 
