@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use highwater_client::{Client, PartitionId, Producer, ProducerRecord};
+use highwater_client::{Admin, Client, GroupMemberDetails, PartitionId, Producer, ProducerRecord};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -27,6 +27,9 @@ const WITHIN: Duration = Duration::from_secs(60);
 
 /// How often something is looked at.
 const LOOK: Duration = Duration::from_millis(5);
+
+/// How often coordinators are asked whether their groups are settled.
+const ASK: Duration = Duration::from_millis(50);
 
 /// Steps through which records flow.
 const STEPS: u32 = 3;
@@ -53,6 +56,7 @@ pub(super) struct Ran {
 /// Members, while they are there.
 struct Run<'a> {
     args: &'a BenchGroupsArgs,
+    admin: Admin,
     all: Rc<Members>,
     /// Of members that have not joined yet.
     clients: std::vec::IntoIter<Client>,
@@ -84,7 +88,8 @@ pub(super) async fn run(
         memory_bytes: usize::try_from(args.in_flight)?,
     });
     let (members, stop) = (JoinSet::new(), CancellationToken::new());
-    let mut run = Run { args, all, clients, members, stop, marks: Vec::new(), without: 0 };
+    let mut run =
+        Run { args, admin: client.admin(), all, clients, members, stop, marks: Vec::new(), without: 0 };
     run.everybody_joins().await?;
     let records = records_in(args.duration, args.rate).max(1) * u64::from(STEPS);
     let producer = client.producer().build();
@@ -126,11 +131,39 @@ impl Run<'_> {
             self.join(member, &stop);
         }
         let deadline = Instant::now() + WITHIN;
-        while !self.all.board.borrow().is_all_owned() {
-            self.look().await?;
-            anyhow::ensure!(Instant::now() < deadline, "not every partition had an owner within {WITHIN:?}");
+        while !self.are_settled(self.args.members).await? {
+            anyhow::ensure!(
+                Instant::now() < deadline,
+                "the groups were not settled {WITHIN:?} after {} members had begun to join them",
+                self.args.groups * self.args.members
+            );
+            self.until(Instant::now() + ASK).await?;
         }
         Ok(())
+    }
+
+    /// Whether every group has so many members, and everybody has what he is to have.
+    async fn are_settled(&self, members: u32) -> anyhow::Result<bool> {
+        // Asked only when it may be: a coordinator may know of a hand-over before the members have told of it.
+        if self.all.joined.get() < self.args.groups * members || !self.all.board.borrow().is_all_owned() {
+            return Ok(false);
+        }
+        for group in 0..self.args.groups as usize {
+            let name = self.all.group_name(group);
+            let details = self.admin.describe_group(&name).await;
+            let details = details.with_context(|| format!("describe group {name}"))?;
+            let is_settled = |member: &GroupMemberDetails| {
+                let (mut has, mut is_to_have) = (member.assigned.clone(), member.target.clone());
+                has.sort_unstable();
+                is_to_have.sort_unstable();
+                member.state == "stable" && has == is_to_have
+            };
+            if details.members.len() != members as usize || !details.members.iter().all(is_settled) {
+                return Ok(false);
+            }
+        }
+        // What was handed over meanwhile has an owner too.
+        Ok(self.all.board.borrow().is_all_owned())
     }
 
     /// Another step begins.
@@ -156,17 +189,23 @@ impl Run<'_> {
         self.begin("one more joins").await?;
         self.join(newcomer, &newcomer_stop);
         self.until(start + self.args.duration * 2).await?;
-        let joined = self.all.joined.get();
-        let expected = self.args.groups * (self.args.members + 1);
         anyhow::ensure!(
-            joined == expected,
-            "{joined} of {expected} members had joined after --duration {:?}: a longer one may do",
-            self.args.duration
+            self.are_settled(newcomer + 1).await?,
+            "the groups with a new member were not settled after --duration {:?}: with a --session-timeout of {:?} members \
+             may hear of a change only after a third of it, or 3 s; a longer --duration may do",
+            self.args.duration,
+            self.args.session_timeout
         );
         self.without = self.all.board.borrow().groups_without(newcomer);
         self.begin("it leaves again").await?;
         newcomer_stop.cancel();
-        self.until(start + self.args.duration * STEPS).await
+        self.until(start + self.args.duration * STEPS).await?;
+        anyhow::ensure!(
+            self.are_settled(self.args.members).await?,
+            "the groups that a member had left were not settled after --duration {:?}: a longer one may do",
+            self.args.duration
+        );
+        Ok(())
     }
 
     /// Waits for a moment, and looks after members meanwhile.
@@ -199,7 +238,6 @@ impl Run<'_> {
             );
             self.look().await?;
         }
-        anyhow::ensure!(self.all.board.borrow().is_all_owned(), "a partition was left without an owner");
         self.all.board.borrow_mut().end(Instant::now());
         self.mark().await
     }
