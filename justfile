@@ -54,6 +54,19 @@ bench-replicated *ARGS:
     cargo build --release -p highwater
     cargo run --release -p highwater-benches --bin compare -- --replicated {{ARGS}}
 
+# A thousand consumers of the same records beside the fan-out ceiling, alternately in the same run.
+bench-fanout *ARGS:
+    cargo build --release -p highwater
+    cargo run --release -p highwater-benches --bin compare -- --fanout {{ARGS}}
+
+# Instructions of the hot paths under callgrind, against the recorded ones: `just instructions`, `just instructions record`.
+instructions *ARGS:
+    benches/instructions.sh {{ARGS}}
+
+# Wall time of the same paths (criterion).
+micro *ARGS:
+    cargo bench -p highwater-benches --features criterion --bench paths -- {{ARGS}}
+
 # From spawn to ready, empty and after `kill -9` with a long log; memory when idle.
 restart *ARGS:
     cargo build --release -p highwater

@@ -6,5 +6,8 @@
 
 pub mod ceiling;
 pub mod highwater;
+pub mod instructions;
+pub mod path;
 pub mod payload;
+pub mod peer;
 pub mod sample;

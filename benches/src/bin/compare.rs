@@ -30,6 +30,15 @@ struct Arguments {
     /// Only three brokers beside the replicated ceiling
     #[arg(long)]
     replicated: bool,
+    /// Only many consumers of the same records beside the fan-out ceiling
+    #[arg(long, conflicts_with = "replicated")]
+    fanout: bool,
+    /// Consumers of the fan-out, each on a connection of its own
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    consumers: u32,
+    /// MiB that each of them gets
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..))]
+    mebibytes_each: u64,
     /// Where the files are made and removed
     #[arg(long, default_value = ".")]
     directory: PathBuf,
@@ -60,7 +69,7 @@ enum Goal {
 struct Line {
     name: &'static str,
     goal: Goal,
-    /// Of each run, in 10^6 bytes a second. Empty when the line has no ceiling.
+    /// Of each run, in 10^6 bytes a second.
     ceiling_megabytes_per_second: Vec<f64>,
     /// Of each run.
     highwater: Vec<BenchReport>,
@@ -116,8 +125,16 @@ fn main() -> Result<ExitCode> {
         .prefix("highwater-compare-")
         .tempdir_in(&arguments.directory)
         .with_context(|| format!("make a directory in {}", arguments.directory.display()))?;
-    let mut lines = if arguments.replicated { Vec::new() } else { measure(&arguments, directory.path())? };
-    lines.push(replicated(&arguments, directory.path())?);
+    let mut lines = Vec::new();
+    if !arguments.replicated && !arguments.fanout {
+        lines.append(&mut measure(&arguments, directory.path())?);
+    }
+    if !arguments.fanout {
+        lines.push(replicated(&arguments, directory.path())?);
+    }
+    if !arguments.replicated {
+        lines.push(fan_out(&arguments, directory.path())?);
+    }
     let lines: Vec<_> = lines.into_iter().map(|line| (line.clone(), line.medians())).collect();
     let reached = lines.iter().all(|(_, medians)| medians.reached);
     let report = Report { pairs: arguments.pairs, mebibytes: arguments.mebibytes, lines };
@@ -131,23 +148,26 @@ fn main() -> Result<ExitCode> {
 /// Runs everything, one pair after the other, so that a change of the machine meets ceiling and broker alike.
 fn measure(arguments: &Arguments, directory: &Path) -> Result<Vec<Line>> {
     let bytes = arguments.mebibytes << 20;
-    let mut os = Line::new("produce 1 KiB, os", Goal::OfCeiling(0.4));
-    let mut fsync = Line::new("produce 1 KiB, fsync", Goal::OfCeiling(0.4));
-    let mut consume = Line::new("consume 1 KiB", Goal::OfCeiling(0.35));
+    let mut os = Line::new("produce 1 KiB, os", Goal::OfCeiling(0.6));
+    let mut fsync = Line::new("produce 1 KiB, fsync", Goal::OfCeiling(0.7));
+    let mut consume = Line::new("consume 1 KiB", Goal::OfCeiling(0.5));
     let mut cold = Line::new("consume 1 KiB, broker started anew", Goal::None);
-    let mut small_batch = Line::new("produce 100 B, batch call, os", Goal::RecordsPerSecond(1.5e6));
-    let mut small_each = Line::new("produce 100 B, a send each, os", Goal::RecordsPerSecond(1.5e6));
-    let mut small_consume = Line::new("consume 100 B", Goal::RecordsPerSecond(1.5e6));
+    let mut small_batch = Line::new("produce 100 B, batch call, os", Goal::RecordsPerSecond(6e6));
+    let mut small_each = Line::new("produce 100 B, a send each, os", Goal::RecordsPerSecond(3e6));
+    let mut small_consume = Line::new("consume 100 B", Goal::RecordsPerSecond(6e6));
     for pair in 1..=arguments.pairs {
         eprintln!("pair {pair} of {}", arguments.pairs);
         let written = ceiling::produce::run(directory, bytes, Acknowledge::Written)?;
-        os.ceiling_megabytes_per_second.push(written.megabytes_per_second());
+        for line in [&mut os, &mut small_batch, &mut small_each] {
+            line.ceiling_megabytes_per_second.push(written.megabytes_per_second());
+        }
         let (produced, consumed, restarted) = large(directory, bytes)?;
         os.highwater.push(produced);
         let mapped = ceiling::consume::run(directory, bytes, 1)?;
         let mapped = mapped.first().context("no run")?.megabytes_per_second();
-        consume.ceiling_megabytes_per_second.push(mapped);
-        cold.ceiling_megabytes_per_second.push(mapped);
+        for line in [&mut consume, &mut cold, &mut small_consume] {
+            line.ceiling_megabytes_per_second.push(mapped);
+        }
         consume.highwater.push(consumed);
         cold.highwater.push(restarted);
         let flushed = ceiling::produce::run(directory, bytes, Acknowledge::Flushed)?;
@@ -165,7 +185,7 @@ fn measure(arguments: &Arguments, directory: &Path) -> Result<Vec<Line>> {
 /// Produces into a fresh cluster of three beside the replicated ceiling, in turn.
 fn replicated(arguments: &Arguments, directory: &Path) -> Result<Line> {
     let bytes = arguments.mebibytes << 20;
-    let mut line = Line::new("produce 1 KiB, fsync, 3 brokers", Goal::OfCeiling(0.4));
+    let mut line = Line::new("produce 1 KiB, fsync, 3 brokers", Goal::OfCeiling(0.6));
     for pair in 1..=arguments.pairs {
         eprintln!("replicated pair {pair} of {}", arguments.pairs);
         let ceiling = ceiling::replicate::run(directory, bytes)?;
@@ -194,6 +214,24 @@ fn replicated(arguments: &Arguments, directory: &Path) -> Result<Line> {
         let (count, replication) = (report.records, report.replication);
         ensure!(count.to_string() == records, "{count} of {records} records were acknowledged");
         ensure!(replication.is_none_or(|replicas| replicas == 3), "replication is {replication:?}");
+        line.highwater.push(report);
+    }
+    Ok(line)
+}
+
+/// Many consumers of the same records, each on a connection of its own, beside the fan-out ceiling, in turn.
+fn fan_out(arguments: &Arguments, directory: &Path) -> Result<Line> {
+    let mut line = Line::new("consume 1 KiB, many connections", Goal::OfCeiling(0.7));
+    let (each, consumers) = (arguments.mebibytes_each << 20, arguments.consumers);
+    for pair in 1..=arguments.pairs {
+        eprintln!("fan-out pair {pair} of {}", arguments.pairs);
+        let ceiling = ceiling::fanout::run(directory, each, consumers as usize)?;
+        line.ceiling_megabytes_per_second.push(ceiling.megabytes_per_second());
+        let (broker, _) = produce(directory, each, "1024", "os", false)?;
+        settle(directory, 256 << 20)?;
+        let report = broker.bench(&["fanout", "--topic", "bench", "--consumers", &consumers.to_string()])?;
+        let expected = each / 1024 * u64::from(consumers);
+        ensure!(report.records == expected, "{} of {expected} records came", report.records);
         line.highwater.push(report);
     }
     Ok(line)
@@ -260,11 +298,6 @@ fn print_table(report: &Report) {
         "", "ceiling MB/s", "broker MB/s", "records/s", "ratio"
     );
     for (line, medians) in &report.lines {
-        let (ceiling, ratio) = if line.ceiling_megabytes_per_second.is_empty() {
-            ("-".to_owned(), "-".to_owned())
-        } else {
-            (format!("{:.0}", medians.ceiling_megabytes_per_second), format!("{:.2}", medians.ratio))
-        };
         let goal = match line.goal {
             Goal::OfCeiling(least) => format!(">= {least} of the ceiling"),
             Goal::RecordsPerSecond(least) => format!(">= {:.1} M records/s", least / 1e6),
@@ -272,8 +305,12 @@ fn print_table(report: &Report) {
         };
         let missed = if medians.reached { "" } else { ": MISSED" };
         println!(
-            "{:<36} {ceiling:>12} {:>12.0} {:>12.0} {ratio:>7}  {goal}{missed}",
-            line.name, medians.megabytes_per_second, medians.records_per_second,
+            "{:<36} {:>12.0} {:>12.0} {:>12.0} {:>7.2}  {goal}{missed}",
+            line.name,
+            medians.ceiling_megabytes_per_second,
+            medians.megabytes_per_second,
+            medians.records_per_second,
+            medians.ratio,
         );
     }
 }

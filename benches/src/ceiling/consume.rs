@@ -31,7 +31,7 @@ pub fn run(directory: &Path, bytes: u64, runs: usize) -> Result<Vec<Run>> {
 }
 
 /// Fills the file and returns the checksum of all of it.
-fn write_file(path: &Path, sends: u64) -> Result<u32> {
+pub(super) fn write_file(path: &Path, sends: u64) -> Result<u32> {
     let file = File::create_new(path).with_context(|| format!("create {}", path.display()))?;
     let payload = incompressible(SEND_BYTES, 13);
     let mut hasher = crc32fast::Hasher::new();
@@ -43,7 +43,7 @@ fn write_file(path: &Path, sends: u64) -> Result<u32> {
 }
 
 /// A new mapping that nobody has touched, made as the broker makes its own.
-fn map(path: &Path, length: u64) -> Result<Bytes> {
+pub(super) fn map(path: &Path, length: u64) -> Result<Bytes> {
     let file = RealFileSystem::default().open(path, OpenMode::Read)?;
     ensure!(file.length()? >= length, "{} is too short", path.display());
     Ok(file.map(length)?.slice(0..length))

@@ -1,6 +1,7 @@
 //! What this machine can do at best with the bytes that a broker moves.
 
 pub mod consume;
+pub mod fanout;
 pub mod latency;
 pub mod produce;
 pub mod replicate;
