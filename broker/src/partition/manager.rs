@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use highwater_broker_core::controller::image::{ClusterImage, Topic};
@@ -48,6 +49,8 @@ pub(crate) struct Partitions {
     followed: RwLock<Option<(NodeId, Arc<ClusterImage>)>>,
     /// Its version.
     version: watch::Sender<u64>,
+    /// The broker is about to end: what is still being opened is closed by whoever opens it.
+    is_closing: AtomicBool,
 }
 
 impl Default for Partitions {
@@ -57,6 +60,7 @@ impl Default for Partitions {
             changes: watch::channel(0).0,
             followed: RwLock::default(),
             version: watch::channel(0).0,
+            is_closing: AtomicBool::new(false),
         }
     }
 }
@@ -162,6 +166,18 @@ impl Partitions {
         self.slots.read().values().filter_map(open).collect()
     }
 
+    /// Every partition that is open, for the last time: those that are being opened see that they are not needed any more.
+    fn close(&self) -> Vec<PartitionHandle> {
+        // Before the slots are read: whoever puts an open partition there afterwards sees it.
+        self.is_closing.store(true, Ordering::SeqCst);
+        self.open()
+    }
+
+    /// Whether the broker is about to end.
+    pub(super) fn is_closing(&self) -> bool {
+        self.is_closing.load(Ordering::SeqCst)
+    }
+
     /// Counts what is opened, closed or elsewhere.
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
@@ -259,7 +275,7 @@ impl Manager {
                 () = shutdown.cancelled() => break,
             }
         }
-        let handles = self.partitions.open();
+        let handles = self.partitions.close();
         info!(partitions = handles.len(), "closing partitions");
         let closing = TaskTracker::new();
         for handle in handles {

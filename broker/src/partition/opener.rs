@@ -32,10 +32,17 @@ pub(super) struct Opener {
 
 impl Opener {
     pub(super) async fn open(self, topic: &Topic, partition: TopicPartition) {
+        if self.partitions.is_closing() {
+            return self.partitions.set(partition, None);
+        }
         match self.open_log(topic, partition).await {
             Ok(handle) => {
                 self.services.metrics.partitions.inc();
                 self.partitions.set(partition, Some(Slot::Open(handle.clone())));
+                if self.partitions.is_closing() {
+                    // It may have come too late to be closed with the others, and a broker ends when all are closed.
+                    return handle.close(Closed::ShuttingDown).await;
+                }
                 self.catch_up(topic, &handle);
             }
             Err(error) => {

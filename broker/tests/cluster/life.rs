@@ -93,6 +93,30 @@ async fn a_cluster_that_was_killed_as_a_whole_is_the_same_one_afterwards() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_ends_while_partitions_are_opened_lets_go_of_them() {
+    let place = Place::new(1);
+    for round in 1..=5 {
+        let mut brokers = place.start(&[1], &[]).await;
+        let (address, name) = (place.addresses[&1].clone(), format!("topic-{round}"));
+        let request =
+            CreateTopicRequest { name: name.clone(), partitions: 100, ..CreateTopicRequest::default() };
+        let making = tokio::spawn({
+            let address = address.clone();
+            async move { ask(&address, &request).await }
+        });
+        let asked = MetadataRequest { names: vec![name], ..MetadataRequest::default() };
+        until("the topic is decided", || async {
+            let reply = ask(&address, &asked).await?;
+            (reply.topics[0].partitions.len() == 100).then_some(())
+        })
+        .await;
+        let (node, broker) = brokers.pop_first().unwrap();
+        kill(&place, node, broker).await;
+        let _made_or_cut_off = making.await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_of_one_grows_to_three_voters_and_a_fourth_broker_learns() {
     let place = Place::new(4);
     let first = place.start(&[1], &[]).await;
