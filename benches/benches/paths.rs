@@ -1,6 +1,5 @@
 //! Wall time of the hot paths: `just micro`. Their instructions are what is checked (`just instructions`); time says what
 //! instructions do not: waiting for memory, for the kernel, for the disk.
-#![expect(missing_docs, reason = "the macros of criterion make functions without")]
 #![expect(clippy::expect_used, reason = "a measurement that fails has nothing to say")]
 
 use std::time::Instant;
