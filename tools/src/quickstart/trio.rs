@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -28,13 +29,15 @@ const ATTEMPTS: u16 = 8;
 pub(super) struct Trio {
     pub(super) launcher: Launcher,
     first_port: u16,
+    /// What keeps another quickstart from taking the ports of a broker that is dead for a while.
+    claim: Option<TcpListener>,
     running: Vec<Broker>,
 }
 
 impl Trio {
     /// None runs yet.
     pub(super) const fn new(launcher: Launcher) -> Self {
-        Self { launcher, first_port: FIRST_PORT, running: Vec::new() }
+        Self { launcher, first_port: FIRST_PORT, claim: None, running: Vec::new() }
     }
 
     /// Starts all of them on the usual ports, or on others if one of those is taken, and waits until they are one
@@ -43,7 +46,13 @@ impl Trio {
         let kept = self.launcher.directory().join("first-port");
         if let Some(port) = read_port(&kept)? {
             self.first_port = port;
-            let started = self.start_all().await;
+            let started = match claim(port) {
+                Ok(claim) => {
+                    self.claim = Some(claim);
+                    self.start_all().await
+                }
+                Err(error) => Err(error),
+            };
             return started.with_context(|| {
                 format!(
                     "start the brokers on ports {port} and up, which they had when {} was made",
@@ -55,6 +64,11 @@ impl Trio {
         loop {
             self.first_port = candidate(tried);
             tried += 1;
+            match claim(self.first_port) {
+                Ok(claim) => self.claim = Some(claim),
+                Err(error) if tried == ATTEMPTS => return Err(error),
+                Err(_) => continue,
+            }
             let fresh: Vec<PathBuf> =
                 (1..=BROKERS).map(|node| self.launcher.data(node)).filter(|data| !data.exists()).collect();
             match self.start_all().await {
@@ -193,6 +207,21 @@ fn candidate(attempt: u16) -> u16 {
     OTHER_PORTS.start + (set + attempt * 17) % sets * span
 }
 
+/// Makes a set of ports this process's own, for as long as the listener lives: its last port, where nothing ever connects,
+/// is held, and nobody listens on those of the brokers. Without it two quickstarts could share a set while one of them has
+/// a broker killed, and the broker of the other one would take that one's place.
+fn claim(first_port: u16) -> anyhow::Result<TcpListener> {
+    let listen = |port: u16| {
+        TcpListener::bind((Ipv4Addr::LOCALHOST, port)).with_context(|| format!("listen on 127.0.0.1:{port}"))
+    };
+    let claim = listen(first_port + PORT_STEP * BROKERS as u16 - 1)?;
+    for port in (0..BROKERS as u16).map(|index| first_port + PORT_STEP * index) {
+        listen(port)?;
+        listen(port + 1)?;
+    }
+    Ok(claim)
+}
+
 /// Whether a broker said that its port is taken.
 fn is_taken(error: &anyhow::Error) -> bool {
     format!("{error:#}").contains("already in use")
@@ -222,5 +251,21 @@ mod tests {
             let distance = first.abs_diff(candidate(attempt - 1));
             assert!(distance >= PORT_STEP * BROKERS as u16, "{attempt}");
         }
+    }
+
+    #[test]
+    fn a_set_of_ports_belongs_to_one_process_even_while_a_broker_of_it_is_dead() {
+        let free = (1..400).map(candidate).find(|first| claim(*first).is_ok());
+        let first = free.expect("some set of ports is free");
+        let held = claim(first).unwrap();
+        let refused = format!("{:#}", claim(first).unwrap_err());
+        assert!(refused.contains(&format!("127.0.0.1:{}", first + 29)), "{refused}");
+        drop(held);
+        // Somebody else's cluster that has two of its brokers running.
+        let second = TcpListener::bind((Ipv4Addr::LOCALHOST, first + PORT_STEP)).unwrap();
+        let refused = format!("{:#}", claim(first).unwrap_err());
+        assert!(refused.contains(&format!("127.0.0.1:{}", first + PORT_STEP)), "{refused}");
+        drop(second);
+        drop(claim(first).unwrap());
     }
 }

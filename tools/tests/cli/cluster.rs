@@ -122,11 +122,11 @@ impl Cluster {
     }
 }
 
-/// Ports that nobody uses, below those that the system gives to connections.
+/// Ports that nobody uses, below those that the system gives to connections and those that quickstarts look for.
 fn free_ports(count: usize) -> Vec<u16> {
     // Tests of one process run beside each other, and ask before any of them listens.
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    let first = 31_000 - (std::process::id() % 5000) as u16 - 100 * NEXT.fetch_add(1, Ordering::Relaxed);
+    let first = 19_000 - (std::process::id() % 5000) as u16 - 100 * NEXT.fetch_add(1, Ordering::Relaxed);
     let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
     (first..first + 100).filter(is_free).take(count).collect()
 }
