@@ -67,23 +67,33 @@ impl Flusher {
     }
 
     fn run(self: &Arc<Self>, lane: Lane, round: Vec<Snapshot>) {
-        let slot_file = if lane == Lane::Eager { self.slots.take_dirty() } else { None };
-        let mut files: Vec<Arc<dyn File>> = Vec::with_capacity(round.len() + 1);
+        if lane == Lane::Eager {
+            self.sync_slots();
+        }
+        let mut files: Vec<Arc<dyn File>> = Vec::with_capacity(round.len());
         files.extend(round.iter().flat_map(|log| &log.files).map(|file| Arc::clone(&file.file)));
-        let has_slot_file = slot_file.is_some();
-        files.extend(slot_file);
         let this = Arc::clone(self);
         self.fs.flush_round(
             files,
             Box::new(move |results| {
-                this.complete(&round, results, has_slot_file);
+                this.complete(&round, results);
                 this.lanes[lane as usize].lock().in_flight = false;
                 this.start(lane);
             }),
         );
     }
 
-    fn complete(self: &Arc<Self>, round: &[Snapshot], results: RoundResult, has_slot_file: bool) {
+    /// Has the slots of earlier rounds flushed beside this one, which nobody waits for.
+    fn sync_slots(self: &Arc<Self>) {
+        let Some(file) = self.slots.begin_sync() else { return };
+        let this = Arc::clone(self);
+        self.fs.flush_round(
+            vec![file],
+            Box::new(move |results| this.slots.end_sync(results.into_iter().find_map(Result::err))),
+        );
+    }
+
+    fn complete(self: &Arc<Self>, round: &[Snapshot], results: RoundResult) {
         let mut results = results.into_iter();
         let mut reports = Vec::with_capacity(round.len());
         for log in round {
@@ -110,9 +120,6 @@ impl Flusher {
                     self.spawn_structure_job(&log.log);
                 }
             }
-        }
-        if has_slot_file && let Some(Err(error)) = results.next() {
-            self.slots.fail(&error);
         }
         self.report(&reports);
     }

@@ -25,8 +25,10 @@ struct State {
     image: Vec<u8>,
     places: HashMap<TopicPartition, usize>,
     free: Vec<usize>,
-    /// Written since the last round began.
+    /// Written since the last sync began.
     dirty: bool,
+    /// A sync is in flight.
+    syncing: bool,
     /// Writing or syncing failed: no more evidence until the next start.
     failed: bool,
 }
@@ -90,16 +92,22 @@ impl Slots {
         }
     }
 
-    /// The file, if the round that begins now has to sync it.
-    pub(super) fn take_dirty(&self) -> Option<Arc<dyn File>> {
+    /// The file, if it has to be synced: it was written since the last sync began, and that one is over.
+    /// [`Slots::end_sync`] has to follow.
+    pub(super) fn begin_sync(&self) -> Option<Arc<dyn File>> {
         let mut state = self.state.lock();
-        (std::mem::take(&mut state.dirty) && !state.failed).then(|| Arc::clone(&self.file))
+        if !state.dirty || state.syncing || state.failed {
+            return None;
+        }
+        (state.dirty, state.syncing) = (false, true);
+        Some(Arc::clone(&self.file))
     }
 
-    /// The file could not be synced.
-    pub(super) fn fail(&self, error: &std::io::Error) {
+    /// The sync is over. After an error there is no more evidence until the next start.
+    pub(super) fn end_sync(&self, error: Option<std::io::Error>) {
         let mut state = self.state.lock();
-        if !state.failed {
+        state.syncing = false;
+        if let Some(error) = error.filter(|_| !state.failed) {
             tracing::warn!(%error, "the slot file cannot be written: recovery after a power cut will know less");
             state.failed = true;
         }
