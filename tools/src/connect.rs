@@ -38,6 +38,13 @@ impl From<AcksArg> for highwater_client::Acks {
     }
 }
 
+/// A runtime for a thousand connections: one thread too, which goes on with what it has woken last. So what a connection
+/// has read is taken and let go before the next one reads, into the same memory.
+pub(crate) fn runtime_for_many() -> anyhow::Result<tokio::runtime::Runtime> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(1).enable_all().build().context("start the runtime")
+}
+
 /// The compression of `--compression`, if this build has it.
 pub(crate) fn compression(chosen: CompressionArg) -> anyhow::Result<highwater_client::Compression> {
     match chosen {

@@ -23,7 +23,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 
-use crate::args::{Cli, Command};
+use crate::args::{BenchCommand, Cli, Command};
 use crate::output::{Answer, OutputClosed};
 
 /// Appending and fetching are made of short-lived buffers of many sizes, which this allocator gives out fastest.
@@ -53,7 +53,10 @@ fn run(cli: Cli) -> anyhow::Result<Answer> {
         _ => {}
     }
     init_logs()?;
-    let runtime = connect::runtime()?;
+    let runtime = match &cli.command {
+        Command::Bench(BenchCommand::Fanout(_)) => connect::runtime_for_many()?,
+        _ => connect::runtime()?,
+    };
     match cli.command {
         Command::Topic(command) => runtime.block_on(topic::run(global, command)),
         Command::Produce(args) => runtime.block_on(produce::run(global, args)),

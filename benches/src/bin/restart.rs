@@ -20,15 +20,15 @@ use highwater_benches::highwater::FreshBroker;
 use highwater_tests::{residency, wait};
 
 const READY_LIMIT: Duration = Duration::from_secs(60);
-const EMPTY_START_MAX: Duration = Duration::from_millis(200);
-const RESTART_MAX: Duration = Duration::from_secs(2);
-const IDLE_BYTES_MAX: u64 = 25_000_000;
+const EMPTY_START_MAX: Duration = Duration::from_millis(100);
+const RESTART_MAX: Duration = Duration::from_secs(1);
+const IDLE_BYTES_MAX: u64 = 20_000_000;
 
 #[derive(Debug, Parser)]
 #[command(about = "How long a broker takes to be ready, and what it holds when it is idle")]
 struct Arguments {
     /// GiB of log to restart with, in values of 1 KiB
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 20)]
     gibibytes: u64,
     /// Starts of each kind
     #[arg(long, default_value_t = 5)]

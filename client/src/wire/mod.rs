@@ -7,6 +7,7 @@ mod handshake;
 mod link;
 mod pool;
 mod reader;
+mod spare;
 mod writer;
 
 pub use crate::error::Error;

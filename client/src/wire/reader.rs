@@ -1,5 +1,8 @@
 //! The task that reads a connection.
 
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::BytesMut;
@@ -12,10 +15,9 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::Instant;
 
 use super::connection::Shared;
+use super::spare::{self, BUFFER_MIN};
 use crate::error::{Error, ErrorKind};
 
-/// The least room for a read: the size of each system call decides the speed.
-const CHUNK_MIN: usize = 256 << 10;
 /// The largest room that is made for a frame before its bytes have come.
 const CHUNK_MAX: usize = PUSH_BYTES + (64 << 10);
 /// Less room than this is not worth a system call.
@@ -28,7 +30,7 @@ pub(super) async fn run(
     mut buffer: BytesMut,
 ) {
     let splitter = Splitter::default();
-    let mut chunk = CHUNK_MIN;
+    let mut chunk = BUFFER_MIN;
     let silence_max = shared.keep_alive + shared.silence_max;
     // Armed anew only when it fires: a timer for every read would cost more than it is worth.
     let watchdog = tokio::time::sleep_until(Instant::now() + silence_max);
@@ -38,13 +40,14 @@ pub(super) async fn run(
             return shared.fail(error);
         }
         match room(&splitter, &buffer, chunk) {
-            Ok(room) => buffer.reserve(room),
+            Ok(0) => {}
+            Ok(room) => spare::make_room(&mut buffer, room),
             Err(error) => return shared.fail(malformed(&shared, error)),
         }
         tokio::select! {
             biased;
             () = shared.cancel.cancelled() => return,
-            read = link.read_buf(&mut buffer) => match read {
+            read = read(&mut link, &mut buffer, chunk) => match read {
                 Ok(0) => {
                     return shared.fail(shared.error(ErrorKind::Connection, "the broker closed the connection"));
                 }
@@ -66,6 +69,26 @@ pub(super) async fn run(
     }
 }
 
+/// Reads what there is. While nothing comes, the connection has no buffer unless it needs the one that it has.
+async fn read(
+    link: &mut (dyn AsyncRead + Send + Unpin),
+    buffer: &mut BytesMut,
+    chunk: usize,
+) -> io::Result<usize> {
+    poll_fn(|context| {
+        if buffer.capacity() == 0 {
+            spare::make_room(buffer, chunk);
+        }
+        // Nothing is lost when it is dropped: it keeps no state.
+        let read = pin!(link.read_buf(buffer)).poll(context);
+        if read.is_pending() {
+            spare::rest(buffer);
+        }
+        read
+    })
+    .await
+}
+
 fn take_frames(
     shared: &Shared,
     splitter: &Splitter,
@@ -74,7 +97,7 @@ fn take_frames(
 ) -> Result<(), Error> {
     while let Some(frame) = splitter.next(buffer).map_err(|error| malformed(shared, error))? {
         // Frames of one kind tend to have one size: room for exactly one more means that none is copied.
-        *chunk = (FRAME_HEADER_LENGTH + frame.header.length as usize).clamp(CHUNK_MIN, CHUNK_MAX);
+        *chunk = (FRAME_HEADER_LENGTH + frame.header.length as usize).clamp(BUFFER_MIN, CHUNK_MAX);
         handle(shared, frame)?;
     }
     Ok(())

@@ -1,11 +1,12 @@
 //! `bench fanout`: many consumers of the same records, each on a connection of its own.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use highwater_client::{Client, StartAt};
+use parking_lot::Mutex;
 use serde_json::{Map, json};
-use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::connections;
@@ -16,16 +17,39 @@ use super::topic::{self, TopicFacts, records_there};
 use crate::args::{BenchFanoutArgs, Global};
 use crate::output::{self, Answer, Progress, Unit};
 
-/// Batches that consumers may tell of before they are counted.
-const TOLD_MAX: usize = 4096;
+/// How often progress is shown, and whether all consumers still get something is looked at.
+const LOOK: Duration = Duration::from_millis(100);
 
-/// A batch that a consumer has.
-struct Told {
-    at: Instant,
-    /// How long it was waited for.
-    waited: Duration,
+/// What the consumers have. They are on one thread, which a channel to another one would wake for every batch.
+struct Board {
+    measured: Measured,
     records: u64,
     bytes: u64,
+    consumers: Vec<Place>,
+}
+
+/// How far a consumer is.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    /// When it got something, or began.
+    at: Instant,
+    records: u64,
+    /// Whether it has everything.
+    done: bool,
+}
+
+impl Board {
+    /// Fails when a consumer has got nothing for `timeout`.
+    fn check(&self, timeout: Duration) -> anyhow::Result<()> {
+        let silent = |place: &Place| !place.done && place.at.elapsed() > timeout;
+        match self.consumers.iter().position(silent) {
+            Some(index) => {
+                let records = self.consumers[index].records;
+                anyhow::bail!("nothing came to consumer {index} for {timeout:?} after {records} records")
+            }
+            None => Ok(()),
+        }
+    }
 }
 
 /// Runs the bench, as often as asked.
@@ -55,33 +79,40 @@ async fn once(
     wanted: u64,
 ) -> anyhow::Result<Report> {
     let progress = Progress::new(Some(wanted * clients.len() as u64), Unit::Records);
-    let (told, mut telling) = mpsc::channel(TOLD_MAX);
     let generator = Generator::start();
     let start = Instant::now();
-    let mut measured = Measured::new(start)?;
+    let begun = Place { at: start, records: 0, done: false };
+    let consumers = vec![begun; clients.len()];
+    let board = Board { measured: Measured::new(start)?, records: 0, bytes: 0, consumers };
+    let board = Arc::new(Mutex::new(board));
     let mut consumers = JoinSet::new();
-    for client in clients {
+    for (index, client) in clients.iter().enumerate() {
         let consumer = client.consumer(&args.topic).from(StartAt::Earliest);
         let consumer = consumer.memory_bytes(usize::try_from(args.in_flight)?);
-        consumers.spawn(consume(consumer, wanted, global.timeout, told.clone()));
+        consumers.spawn(consume(consumer, index, wanted, Arc::clone(&board)));
     }
-    drop(told);
-    let (mut records, mut bytes) = (0, 0);
-    while let Some(batch) = telling.recv().await {
-        measured.wait(batch.at, batch.waited, 1)?;
-        measured.series.count(batch.at, batch.records)?;
-        records += batch.records;
-        bytes += batch.bytes;
-        progress.set(records);
+    let mut done = Latencies::new()?;
+    let mut last = start;
+    let mut look = tokio::time::interval(LOOK);
+    while !consumers.is_empty() {
+        tokio::select! {
+            Some(consumer) = consumers.join_next() => {
+                let at: Instant = consumer.context("a consumer's task ended")??;
+                done.add(at - start, 1);
+                last = last.max(at);
+            }
+            _ = look.tick() => {
+                let board = board.lock();
+                board.check(global.timeout)?;
+                progress.set(board.records);
+            }
+        }
     }
-    let elapsed = start.elapsed();
+    let elapsed = last - start;
     let effort = generator.effort();
     progress.finish();
-    let mut done = Latencies::new()?;
-    while let Some(consumer) = consumers.join_next().await {
-        let at = consumer.context("a consumer's task ended")??;
-        done.add(at - start, 1);
-    }
+    let board = Arc::into_inner(board).context("a consumer is left")?.into_inner();
+    let Board { measured, records, bytes, .. } = board;
     let mut more = Map::new();
     more.insert("consumers".to_owned(), json!(clients.len()));
     more.insert("records_each".to_owned(), json!(wanted));
@@ -109,18 +140,16 @@ async fn once(
 /// Takes `wanted` records, whose checksums the client verifies; returns when it had them.
 async fn consume(
     consumer: highwater_client::ConsumerBuilder,
+    index: usize,
     wanted: u64,
-    timeout: Duration,
-    told: mpsc::Sender<Told>,
+    board: Arc<Mutex<Board>>,
 ) -> anyhow::Result<Instant> {
     let mut consumer = consumer.build().await?;
     let mut records = 0;
     loop {
         let asked = Instant::now();
-        let batch = tokio::time::timeout(timeout, consumer.next_batch())
-            .await
-            .with_context(|| format!("nothing came for {timeout:?} after {records} records"))?
-            .with_context(|| format!("the consumer ended after {records} records"))??;
+        let batch = consumer.next_batch().await;
+        let batch = batch.with_context(|| format!("the consumer ended after {records} records"))??;
         let at = Instant::now();
         let (mut count, mut bytes) = (0, 0);
         for record in batch.iter().take(usize::try_from(wanted - records).unwrap_or(usize::MAX)) {
@@ -128,9 +157,14 @@ async fn consume(
             bytes += record?.value.map_or(0, <[u8]>::len) as u64;
         }
         records += count;
-        // Whoever counts ends after all consumers.
-        let _ = told.send(Told { at, waited: at - asked, records: count, bytes }).await;
-        if records >= wanted {
+        let done = records >= wanted;
+        let mut board = board.lock();
+        board.consumers[index] = Place { at, records, done };
+        board.measured.wait(at, at - asked, 1)?;
+        board.measured.series.count(at, count)?;
+        board.records += count;
+        board.bytes += bytes;
+        if done {
             return Ok(at);
         }
     }
