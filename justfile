@@ -59,6 +59,11 @@ bench-fanout *ARGS:
     cargo build --release -p highwater
     cargo run --release -p highwater-benches --bin compare -- --fanout {{ARGS}}
 
+# Latencies beside the raw ones, alternately in the same run.
+bench-latency *ARGS:
+    cargo build --release -p highwater
+    cargo run --release -p highwater-benches --bin latency -- {{ARGS}}
+
 # Instructions of the hot paths under callgrind, against the recorded ones: `just instructions`, `just instructions record`.
 instructions *ARGS:
     benches/instructions.sh {{ARGS}}

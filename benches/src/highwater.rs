@@ -1,5 +1,6 @@
 //! The real broker and its own bench, run as a user would run them.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -55,7 +56,7 @@ impl FreshBroker {
     ///
     /// # Errors
     /// When the bench does not end well, or prints something else than its report.
-    pub fn bench(&self, arguments: &[&str]) -> Result<BenchReport> {
+    pub fn bench<A: AsRef<OsStr>>(&self, arguments: &[A]) -> Result<BenchReport> {
         bench(&self.process.bootstrap(), arguments)
     }
 }
@@ -85,12 +86,12 @@ impl FreshCluster {
     ///
     /// # Errors
     /// When the bench does not end well, or prints something else than its report.
-    pub fn bench(&self, arguments: &[&str]) -> Result<BenchReport> {
+    pub fn bench<A: AsRef<OsStr>>(&self, arguments: &[A]) -> Result<BenchReport> {
         bench(&self.brokers.bootstrap().join(","), arguments)
     }
 }
 
-fn bench(bootstrap: &str, arguments: &[&str]) -> Result<BenchReport> {
+fn bench<A: AsRef<OsStr>>(bootstrap: &str, arguments: &[A]) -> Result<BenchReport> {
     let program: PathBuf = cluster::highwater()?;
     let output = Command::new(&program)
         .args(["--bootstrap", bootstrap, "--output", "json", "bench"])
@@ -99,6 +100,7 @@ fn bench(bootstrap: &str, arguments: &[&str]) -> Result<BenchReport> {
         .with_context(|| format!("run {}", program.display()))?;
     let (printed, errors) =
         (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let arguments: Vec<_> = arguments.iter().map(|argument| argument.as_ref().to_string_lossy()).collect();
     let arguments = arguments.join(" ");
     ensure!(output.status.success(), "bench {arguments} ended with {}: {errors}", output.status);
     serde_json::from_str(&printed)

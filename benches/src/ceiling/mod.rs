@@ -5,6 +5,7 @@ pub mod fanout;
 pub mod latency;
 pub mod produce;
 pub mod replicate;
+pub mod scheduled;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

@@ -81,6 +81,10 @@ pub(crate) struct BenchLoadArgs {
     /// Producers, each on connections of its own, that share the load
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=i64::from(PRODUCERS_MOST)))]
     pub(crate) connections: u32,
+    /// With a rate: wait for each moment by looking again and again, not asleep. Keeps a core busy; how long a sleeping
+    /// thread takes to wake is not in the latencies then
+    #[arg(long)]
+    pub(crate) spin: bool,
     /// When a record counts as acknowledged
     #[arg(long, value_enum, default_value_t = AcksArg::All)]
     pub(crate) acks: AcksArg,

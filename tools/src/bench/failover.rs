@@ -16,6 +16,7 @@ use super::payload::Payloads;
 use super::report::{Report, acks_name, publish};
 use super::schedule::Schedule;
 use super::series::Measured;
+use super::timer::Timer;
 use super::topic;
 use crate::args::{AcksArg, BenchFailoverArgs, Global};
 use crate::connect::stage_name;
@@ -131,13 +132,14 @@ impl Flow {
         size: usize,
         records: u64,
         deliveries: mpsc::Sender<(u64, Delivery)>,
-    ) -> Result<(), Error> {
+    ) -> anyhow::Result<()> {
+        let mut timer = Timer::new()?;
         let payloads = Payloads::default();
         let mut payload = vec![0; size];
         let progress = Progress::new(Some(records), Unit::Records);
         for next in 0..records {
             let asked = Instant::now();
-            self.schedule.wait(next).await;
+            self.schedule.wait(next, &mut timer).await?;
             self.waited.set(self.waited.get() + asked.elapsed());
             payloads.write(next, &mut payload);
             let delivery = producer.send(ProducerRecord::new(topic).value(&payload)).await?;

@@ -19,6 +19,7 @@ use super::latency::records_in;
 use super::machine::{Effort, Generator};
 use super::payload::Payloads;
 use super::schedule::Schedule;
+use super::timer::Timer;
 use crate::args::{BenchGroupsArgs, Global};
 use crate::output::{Progress, Unit};
 
@@ -262,10 +263,11 @@ async fn send(
     let payloads = Payloads::default();
     let mut value = Vec::new();
     let progress = Progress::new(Some(records), Unit::Records);
+    let mut timer = Timer::new()?;
     let (mut next, mut waited) = (0, Duration::ZERO);
     while next < records {
         let asked = Instant::now();
-        schedule.wait(next).await;
+        schedule.wait(next, &mut timer).await?;
         let now = Instant::now();
         waited += now - asked;
         let (first, due) = (next, schedule.due_by(now, records).max(next + 1));

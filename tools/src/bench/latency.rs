@@ -116,7 +116,7 @@ impl Flow {
         let start = Instant::now() + Duration::from_millis(10);
         // What is measured begins after the warm-up.
         let measured_from = start + self.warm_up;
-        let schedule = Schedule::new(start, self.rate);
+        let schedule = Schedule::new(start, self.rate).spinning(args.spin);
         let producers = clients.len() as u64;
         let mut arrivals = Arrivals {
             measured: Measured::new(measured_from)?,

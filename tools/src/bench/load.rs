@@ -9,6 +9,7 @@ use highwater_client::{Client, PartitionId, Producer};
 use super::acknowledge::{self, Deliveries, Group, Outcome, Since};
 use super::schedule::Schedule;
 use super::shape::{Records, Shape, sequences};
+use super::timer::Timer;
 use super::topic::TopicFacts;
 use crate::args::BenchLoadArgs;
 use crate::output::Progress;
@@ -173,7 +174,8 @@ impl Sender<'_> {
         mut self,
         upto: Upto,
         groups: tokio::sync::mpsc::Sender<Group>,
-    ) -> Result<Option<Duration>, highwater_client::Error> {
+    ) -> anyhow::Result<Option<Duration>> {
+        let mut timer = Timer::new()?;
         // A schedule begins with the first record of this part.
         let base = self.lane.next;
         let limit = match upto {
@@ -195,7 +197,7 @@ impl Sender<'_> {
                 None => (Since::Call(Instant::now()), next + most),
                 Some(schedule) => {
                     let asked = Instant::now();
-                    schedule.wait(next - base).await;
+                    schedule.wait(next - base, &mut timer).await?;
                     let now = Instant::now();
                     self.waited += now - asked;
                     let due = base + schedule.due_by(now, limit - base);

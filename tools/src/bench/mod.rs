@@ -31,6 +31,7 @@ mod series;
 mod shape;
 pub(crate) mod sizes;
 mod tabular;
+mod timer;
 mod topic;
 
 use crate::args::{BenchCommand, Global};

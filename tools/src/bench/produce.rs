@@ -47,7 +47,7 @@ async fn once(
     };
     let hand = if args.send_each { Hand::Each } else { Hand::Batch(args.batch_bytes) };
     let mut load = Load::new(clients, &args.load, settings, shape, facts, hand);
-    let schedule = |start| args.rate.map(|rate| Schedule::new(start, rate));
+    let schedule = |start| args.rate.map(|rate| Schedule::new(start, rate).spinning(args.load.spin));
     let mut warmed_up = 0;
     if !args.warm_up.is_zero() {
         let start = Instant::now();

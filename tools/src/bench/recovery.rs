@@ -226,6 +226,7 @@ const fn plain() -> BenchLoadArgs {
         keys: None,
         key_skew: Skew::Uniform,
         connections: 1,
+        spin: false,
         acks: AcksArg::All,
         linger: Duration::ZERO,
         compression: CompressionArg::None,

@@ -1,9 +1,12 @@
 //! When each record is due, in an open loop: a slow broker does not slow the schedule down, so waiting counts.
 
+use std::io;
 use std::time::{Duration, Instant};
 
-/// Timers of the runtime are as coarse as this: closer to the moment, it is waited for by looking again and again.
-const COARSE: Duration = Duration::from_millis(2);
+use super::timer::Timer;
+
+/// Closer to the moment than a timer is worth: it is waited for by looking again.
+const CLOSE: Duration = Duration::from_micros(5);
 
 /// An even rate, or an even share of one: of all records every `shares`-th.
 #[derive(Debug, Clone, Copy)]
@@ -12,12 +15,18 @@ pub(crate) struct Schedule {
     rate: u64,
     shares: u64,
     share: u64,
+    spins: bool,
 }
 
 impl Schedule {
     /// `rate` records a second from `start` on.
     pub(crate) const fn new(start: Instant, rate: u64) -> Self {
-        Self { start, rate, shares: 1, share: 0 }
+        Self { start, rate, shares: 1, share: 0, spins: false }
+    }
+
+    /// Whether moments are waited for by looking again and again.
+    pub(crate) const fn spinning(self, spins: bool) -> Self {
+        Self { spins, ..self }
     }
 
     /// The records of one of `shares` producers, which take turns.
@@ -45,17 +54,23 @@ impl Schedule {
         of_all.saturating_sub(self.share).div_ceil(self.shares).min(limit)
     }
 
-    /// Waits until record `index` is due. Everything else in the runtime goes on.
-    pub(crate) async fn wait(&self, index: u64) {
+    /// Waits until record `index` is due. Everything else in the runtime goes on, and no core is kept busy, which brokers
+    /// on this machine would miss, unless it spins.
+    ///
+    /// # Errors
+    /// See [`Timer::wait`].
+    pub(crate) async fn wait(&self, index: u64, timer: &mut Timer) -> io::Result<()> {
         let due = self.due(index);
         loop {
             let left = due.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return;
+                return Ok(());
             }
-            if left > COARSE {
-                tokio::time::sleep(left - COARSE).await;
+            if left > CLOSE && !self.spins {
+                timer.wait(left).await?;
             } else {
+                // Whoever else wants this core is not kept waiting for a time slice.
+                std::thread::yield_now();
                 tokio::task::yield_now().await;
             }
         }
