@@ -14,9 +14,9 @@ use highwater_benches::sample::{Spread, median};
 /// Bytes of a value.
 const VALUE_BYTES: usize = 1024;
 /// Faster than anything goes: what is reached is the maximum.
-const TOO_FAST: u32 = 5_000_000;
-/// How long the maximum is looked for.
-const MAXIMUM_SECONDS: u32 = 2;
+const TOO_FAST: u32 = 2_000_000;
+/// How long a schedule of that is: a gigabyte or so.
+const MAXIMUM_MILLISECONDS: u32 = 500;
 /// The part of the maximum at which latency is measured too.
 const PART_OF_MAXIMUM: f64 = 0.7;
 
@@ -94,15 +94,25 @@ fn main() -> Result<ExitCode> {
         let [echo, one_by_one, synced, os, fsync, most, replicated] = &mut runs;
         echo.raw(ceiling::scheduled::echo(arguments.rate, count, VALUE_BYTES)?);
         let broker = FreshBroker::start(directory)?;
-        os.broker(&broker.bench(&latency(&arguments, "os", arguments.rate, arguments.seconds))?)?;
+        os.broker(&broker.bench(&latency(&arguments, "os", arguments.rate, arguments.seconds * 1000))?)?;
         one_by_one.raw(ceiling::latency::append_and_sync(directory, count / 20, VALUE_BYTES)?);
         synced.raw(ceiling::scheduled::append_and_sync(directory, arguments.rate, count, VALUE_BYTES)?);
-        fsync.broker(&broker.bench(&latency(&arguments, "fsync", arguments.rate, arguments.seconds))?)?;
+        fsync.broker(&broker.bench(&latency(
+            &arguments,
+            "fsync",
+            arguments.rate,
+            arguments.seconds * 1000,
+        ))?)?;
         drop(broker);
         most.broker(&near_the_maximum(&arguments, directory)?)?;
         let cluster = FreshCluster::start(directory)?;
         let rate = arguments.replicated_rate;
-        replicated.broker(&cluster.bench(&latency(&arguments, "fsync", rate, arguments.seconds))?)?;
+        replicated.broker(&cluster.bench(&latency(
+            &arguments,
+            "fsync",
+            rate,
+            arguments.seconds * 1000,
+        ))?)?;
     }
     Ok(print(&arguments, &runs))
 }
@@ -110,18 +120,21 @@ fn main() -> Result<ExitCode> {
 /// Runs a little below what is the most.
 fn near_the_maximum(arguments: &Arguments, directory: &Path) -> Result<BenchReport> {
     let broker = FreshBroker::start(directory)?;
-    let most = broker.bench(&latency(arguments, "os", TOO_FAST, MAXIMUM_SECONDS))?;
+    let mut schedule = latency(arguments, "os", TOO_FAST, MAXIMUM_MILLISECONDS);
+    // Otherwise the records of the warm-up would still be on their way.
+    schedule.extend(["--warm-up", "0s"].map(str::to_owned));
+    let most = broker.bench(&schedule)?;
     let rate = (most.records_per_second * PART_OF_MAXIMUM) as u32;
     eprintln!("  at most {:.0} a second, now {rate}", most.records_per_second);
     drop(broker);
     let broker = FreshBroker::start(directory)?;
-    broker.bench(&latency(arguments, "os", rate, arguments.seconds.min(5)))
+    broker.bench(&latency(arguments, "os", rate, arguments.seconds.min(3) * 1000))
 }
 
-fn latency(arguments: &Arguments, durability: &str, rate: u32, seconds: u32) -> Vec<String> {
+fn latency(arguments: &Arguments, durability: &str, rate: u32, milliseconds: u32) -> Vec<String> {
     let text = format!(
         "latency --create --topic {durability} --durability {durability} --size {VALUE_BYTES} --rate {rate} --duration \
-         {seconds}s"
+         {milliseconds}ms"
     );
     let spin = arguments.spin.then(|| "--spin".to_owned());
     text.split_whitespace().map(str::to_owned).chain(spin).collect()

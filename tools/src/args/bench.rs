@@ -177,7 +177,7 @@ pub(crate) struct BenchFanoutArgs {
     #[arg(long, value_name = "N")]
     pub(crate) records: Option<u64>,
     /// Bytes that may be on their way to each consumer
-    #[arg(long, value_name = "BYTES", default_value = "1MiB", value_parser = parse::bytes)]
+    #[arg(long, value_name = "BYTES", default_value = "256KiB", value_parser = parse::bytes)]
     pub(crate) in_flight: u64,
     /// Run this often; the run with the median throughput counts, and the spread is told
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]

@@ -64,7 +64,7 @@ async fn once(
         topic: facts.clone(),
         records: live.arrived.latencies.count(),
         bytes: live.bytes,
-        elapsed: args.duration,
+        elapsed: live.elapsed,
         latency_of: "due to consumed",
         measured: live.arrived,
         acks: Some(acks_name(args.load.acks)),
@@ -93,6 +93,8 @@ pub(super) struct Live {
     pub(super) arrived: Measured,
     /// Bytes of the values that were measured.
     pub(super) bytes: u64,
+    /// How long it took until the last of them came: longer than the schedule when brokers or bench do not keep up.
+    pub(super) elapsed: Duration,
     pub(super) waited: Option<Duration>,
 }
 
@@ -130,13 +132,14 @@ impl Flow {
             load.run(measured_from, Upto::Records(records), Some(schedule), warm_up, &sent),
             arrivals.receive(consumer, records, self.timeout),
         );
+        let elapsed = measured_from.elapsed().max(self.duration);
         let part = part?;
         if !part.outcome.is_good() {
             return Ok(None);
         }
         arrived?;
         let (arrived, bytes) = (arrivals.measured, arrivals.bytes);
-        Ok(Some(Live { outcome: part.outcome, arrived, bytes, waited: part.waited }))
+        Ok(Some(Live { outcome: part.outcome, arrived, bytes, elapsed, waited: part.waited }))
     }
 
     /// Its settings, for reports.
