@@ -1,6 +1,7 @@
 //! `highwater quickstart`: three brokers, real input, a leader killed in the middle, and the proof that nothing was lost.
 
 mod child;
+mod claim;
 mod flow;
 mod ledger;
 mod report;
