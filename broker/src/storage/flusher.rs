@@ -67,9 +67,6 @@ impl Flusher {
     }
 
     fn run(self: &Arc<Self>, lane: Lane, round: Vec<Snapshot>) {
-        if lane == Lane::Eager {
-            self.sync_slots();
-        }
         let mut files: Vec<Arc<dyn File>> = Vec::with_capacity(round.len());
         files.extend(round.iter().flat_map(|log| &log.files).map(|file| Arc::clone(&file.file)));
         let this = Arc::clone(self);
@@ -81,6 +78,10 @@ impl Flusher {
                 this.start(lane);
             }),
         );
+        // After the round, for which somebody waits, was handed over.
+        if lane == Lane::Eager {
+            self.sync_slots();
+        }
     }
 
     /// Has the slots of earlier rounds flushed beside this one, which nobody waits for.
