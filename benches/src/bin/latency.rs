@@ -88,31 +88,22 @@ fn main() -> Result<ExitCode> {
         .with_context(|| format!("make a directory in {}", arguments.directory.display()))?;
     let directory = directory.path();
     let count = arguments.rate as usize * arguments.seconds as usize;
+    let milliseconds = arguments.seconds * 1000;
     let mut runs: [Runs; 7] = Default::default();
     for pair in 1..=arguments.pairs {
         eprintln!("pair {pair} of {}", arguments.pairs);
         let [echo, one_by_one, synced, os, fsync, most, replicated] = &mut runs;
         echo.raw(ceiling::scheduled::echo(arguments.rate, count, VALUE_BYTES)?);
         let broker = FreshBroker::start(directory)?;
-        os.broker(&broker.bench(&latency(&arguments, "os", arguments.rate, arguments.seconds * 1000))?)?;
+        os.broker(&broker.bench(&latency(&arguments, "os", arguments.rate, milliseconds))?)?;
         one_by_one.raw(ceiling::latency::append_and_sync(directory, count / 20, VALUE_BYTES)?);
         synced.raw(ceiling::scheduled::append_and_sync(directory, arguments.rate, count, VALUE_BYTES)?);
-        fsync.broker(&broker.bench(&latency(
-            &arguments,
-            "fsync",
-            arguments.rate,
-            arguments.seconds * 1000,
-        ))?)?;
+        fsync.broker(&broker.bench(&latency(&arguments, "fsync", arguments.rate, milliseconds))?)?;
         drop(broker);
         most.broker(&near_the_maximum(&arguments, directory)?)?;
         let cluster = FreshCluster::start(directory)?;
         let rate = arguments.replicated_rate;
-        replicated.broker(&cluster.bench(&latency(
-            &arguments,
-            "fsync",
-            rate,
-            arguments.seconds * 1000,
-        ))?)?;
+        replicated.broker(&cluster.bench(&latency(&arguments, "fsync", rate, milliseconds))?)?;
     }
     Ok(print(&arguments, &runs))
 }

@@ -13,7 +13,7 @@ use super::error::Error;
 use super::file_system::{File, FileSystem, OpenMode};
 use super::files;
 
-/// Writes flushed ends after each round, for the next round to sync.
+/// Writes flushed ends after each round, to be synced beside the next one.
 #[derive(Debug)]
 pub(super) struct Slots {
     file: Arc<dyn File>,

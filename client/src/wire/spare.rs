@@ -67,11 +67,14 @@ impl Spare {
     }
 
     fn take(&self, room: usize) -> BytesMut {
+        self.find(room).unwrap_or_else(|| BytesMut::with_capacity(room.max(BUFFER_MIN)))
+    }
+
+    fn find(&self, room: usize) -> Option<BytesMut> {
         let mut buffers = self.buffers.lock();
         let first = buffers.len().saturating_sub(LOOKED_AT_MAX);
-        let free = (first..buffers.len()).rev().find(|index| buffers[*index].try_reclaim(room));
-        free.and_then(|index| buffers.remove(index))
-            .unwrap_or_else(|| BytesMut::with_capacity(room.max(BUFFER_MIN)))
+        let free = (first..buffers.len()).rev().find(|index| buffers[*index].try_reclaim(room))?;
+        buffers.remove(free)
     }
 
     fn give(&self, buffer: BytesMut) {

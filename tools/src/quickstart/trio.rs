@@ -29,15 +29,16 @@ const ATTEMPTS: u16 = 8;
 pub(super) struct Trio {
     pub(super) launcher: Launcher,
     first_port: u16,
-    /// What keeps another quickstart from taking the ports of a broker that is dead for a while.
-    claim: Option<Claim>,
     running: Vec<Broker>,
+    /// What keeps another quickstart from taking the ports of a broker that is dead for a while. Dropped, and so given up,
+    /// after the brokers are gone.
+    claim: Option<Claim>,
 }
 
 impl Trio {
     /// None runs yet.
     pub(super) const fn new(launcher: Launcher) -> Self {
-        Self { launcher, first_port: FIRST_PORT, claim: None, running: Vec::new() }
+        Self { launcher, first_port: FIRST_PORT, running: Vec::new(), claim: None }
     }
 
     /// Starts all of them on the usual ports, or on others if one of those is taken, and waits until they are one
