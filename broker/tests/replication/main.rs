@@ -37,8 +37,12 @@ async fn damage_heals(on_leader: bool) {
     let client = cluster.client().await;
     cluster.create(&client, TOPIC, 1).await;
     let text = "x".repeat(40 << 10);
-    let values: Vec<String> = (0..60).map(|number| format!("{number} {text}")).collect();
-    support::produce_values(&client, TOPIC, &values).await;
+    let mut values: Vec<String> = (0..60).map(|number| format!("{number} {text}")).collect();
+    // The first segment ends early, with as much room reserved behind its last batch: what comes third does not fit.
+    values[2] = "y".repeat(1000 << 10);
+    for some in [&values[..1], &values[1..2], &values[2..]] {
+        support::produce_values(&client, TOPIC, some).await;
+    }
     cluster.wait_equal(&client, TOPIC).await;
     let leader = cluster.leader(&client, TOPIC).await;
     let victim = if on_leader { leader } else { (1..=3).find(|id| *id != leader).unwrap() };
