@@ -111,25 +111,25 @@ pub const ALL: &[Path] = &[
     Path {
         name: "produce-64k",
         what: "a batch of 64 KiB on its whole way through the broker",
-        count: 600,
+        count: 500,
         prepare: || produce::plain(64 << 10),
     },
     Path {
         name: "produce-64k-idempotent",
         what: "the same with an idempotent producer",
-        count: 600,
+        count: 500,
         prepare: || produce::idempotent(64 << 10),
     },
     Path {
         name: "produce-256k",
         what: "a batch of 256 KiB on its whole way through the broker",
-        count: 300,
+        count: 250,
         prepare: || produce::plain(256 << 10),
     },
     Path {
         name: "produce-256k-idempotent",
         what: "the same with an idempotent producer",
-        count: 300,
+        count: 250,
         prepare: || produce::idempotent(256 << 10),
     },
 ];
