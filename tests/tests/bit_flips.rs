@@ -71,6 +71,16 @@ fn image(end: End) -> Image {
         world.take_outcomes().unwrap();
         world.model.commit(world.model.flushed_end);
     }
+    if end == End::PowerCut {
+        // The slot of the last round is written when the round is over, and is not synced before the next one.
+        last_round = world.model.written_end;
+        world.disk.set_flushes(Flushes::Manual);
+        world.append(3, 700).unwrap();
+        assert!(world.disk.complete_round(0));
+        world.take_outcomes().unwrap();
+        world.disk.set_flushes(Flushes::Inline);
+        world.model.commit(world.model.flushed_end);
+    }
     match end {
         End::Killed => world.crash(Crash::Process),
         End::PowerCut => world.disk = cut_before_the_last_slot(&world),
