@@ -105,12 +105,26 @@ impl Ask {
 #[derive(Debug)]
 pub(super) struct Parked {
     pub(super) asks: HashMap<(u64, SubscriptionId), Ask>,
+    /// High watermark and log end for which no question that waits has an answer; `None`: they have to be gone over.
+    unanswered_at: Option<(Offset, Offset)>,
     partition: TopicPartition,
 }
 
 impl Parked {
     pub(super) fn new(partition: TopicPartition) -> Self {
-        Self { asks: HashMap::new(), partition }
+        Self { asks: HashMap::new(), unanswered_at: None, partition }
+    }
+
+    /// Whether questions that wait may have an answer by now, and all have to be gone over: only when the ends of the log
+    /// have moved since that was done last, for a thousand subscribers may wait here while others are served.
+    pub(super) fn may_be_answered(&mut self, high_watermark: Offset, log_end: Offset) -> bool {
+        let ends = Some((high_watermark, log_end));
+        std::mem::replace(&mut self.unanswered_at, ends) != ends
+    }
+
+    /// One has come that has an answer, but later.
+    pub(super) const fn look_again(&mut self) {
+        self.unanswered_at = None;
     }
 }
 
@@ -390,6 +404,19 @@ mod tests {
     fn shared() -> Arc<Shared> {
         let status = Status::opening(Durability::Fsync);
         Arc::new(Shared::new(PARTITION, "queue".to_owned(), 16 << 20, status))
+    }
+
+    #[test]
+    fn questions_that_wait_are_gone_over_only_when_the_log_has_moved() {
+        let mut parked = Parked::new(PARTITION);
+        assert!(parked.may_be_answered(Offset(5), Offset(9)), "nobody has looked yet");
+        assert!(!parked.may_be_answered(Offset(5), Offset(9)));
+        assert!(parked.may_be_answered(Offset(6), Offset(9)), "the watermark has moved");
+        assert!(parked.may_be_answered(Offset(6), Offset(10)), "the log end has moved");
+        assert!(!parked.may_be_answered(Offset(6), Offset(10)));
+        parked.look_again();
+        assert!(parked.may_be_answered(Offset(6), Offset(10)));
+        assert!(!parked.may_be_answered(Offset(6), Offset(10)));
     }
 
     #[test]

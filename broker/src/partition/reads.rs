@@ -26,6 +26,10 @@ impl Worker {
     /// Answers a subscription's question, or keeps it until there is an answer.
     pub(super) fn answer_ask(&mut self, ask: Ask) {
         if let Some(ask) = self.try_answer(ask) {
+            if self.watermark_moved(&ask) {
+                // A follower, which is told a little later.
+                self.parked.look_again();
+            }
             self.parked.asks.insert((ask.outbox.id(), ask.id), ask);
             self.want_tail();
         }
@@ -38,13 +42,18 @@ impl Worker {
             return;
         }
         let due = self.watermark_at.is_some_and(|at| at <= now);
+        let moved = self.parked.may_be_answered(self.replica.high_watermark(), self.log.log_end());
+        if !moved && !due {
+            return;
+        }
         let mut waits = false;
         let mut answerable = Vec::new();
         for (key, ask) in &self.parked.asks {
             let moved = self.watermark_moved(ask);
             // Followers are told of the watermark with the next batches, or a little later: nobody waits for it there.
             let moved_for_follower = moved && ask.isolation == Isolation::LogEnd;
-            if self.end_for(ask.isolation) > ask.from || (moved && (due || !moved_for_follower)) {
+            let has_batches = ask.bytes_max > 0 && self.end_for(ask.isolation) > ask.from;
+            if has_batches || (moved && (due || !moved_for_follower)) {
                 answerable.push(*key);
             }
             waits |= moved_for_follower && !due;

@@ -111,6 +111,11 @@ pub trait File: Any + Debug + Send + Sync {
     fn allocate(&self, range: Range<u64>) -> io::Result<()>;
     /// Makes all data written so far, and the length, durable.
     fn sync(&self) -> io::Result<()>;
+    /// Has the kernel begin to write the bytes of `range` to the disk, so that a later `sync` has less to do. Says nothing
+    /// about what is durable, and nothing of errors, which a later `sync` tells of. May wait for the disk.
+    fn begin_write_back(&self, range: Range<u64>) {
+        let _ = range;
+    }
     /// Maps the first `length` bytes for reading. The file may be shorter now and grow later; only bytes that are in the
     /// file and will never be written again may be read through the mapping.
     fn map(&self, length: u64) -> io::Result<Arc<dyn Mapping>>;

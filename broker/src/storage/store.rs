@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,7 +17,7 @@ use parking_lot::Mutex;
 use super::cache::FileCache;
 use super::config::{LogConfig, StoreConfig};
 use super::error::Error;
-use super::file_system::FileSystem;
+use super::file_system::{File, FileSystem};
 use super::files;
 use super::flusher::Flusher;
 use super::log::{Closed, Log, RecoveryReport};
@@ -48,6 +49,8 @@ pub struct Store {
     /// the reserve between two looks.
     room: AtomicU64,
     closed: AtomicBool,
+    /// A job of [`Store::begin_write_back`] is under way.
+    writing_back: Arc<AtomicBool>,
     trash_count: AtomicU64,
     /// Last, so that it is released last.
     _lock: Box<dyn Send + Sync>,
@@ -142,6 +145,7 @@ impl Store {
             read_only: AtomicBool::new(false),
             room: AtomicU64::new(0),
             closed: AtomicBool::new(false),
+            writing_back: Arc::default(),
             trash_count: AtomicU64::new(0),
             _lock: lock,
         });
@@ -351,6 +355,20 @@ impl Store {
 
     pub(super) const fn flusher(&self) -> &Arc<Flusher> {
         &self.flusher
+    }
+
+    /// Has the kernel begin to write a part of a file to the disk, on an I/O thread: one at a time, so that reads of old
+    /// data find threads. False: one is under way, nothing was done.
+    pub(super) fn begin_write_back(&self, file: &Arc<dyn File>, range: Range<u64>) -> bool {
+        if self.writing_back.swap(true, Ordering::AcqRel) {
+            return false;
+        }
+        let (file, writing_back) = (Arc::clone(file), Arc::clone(&self.writing_back));
+        self.fs.spawn_io(Box::new(move || {
+            file.begin_write_back(range);
+            writing_back.store(false, Ordering::Release);
+        }));
+        true
     }
 
     pub(super) const fn tail_budget(&self) -> &Arc<TailBudget> {

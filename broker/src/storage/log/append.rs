@@ -25,6 +25,10 @@ use crate::storage::structure::move_to_trash;
 /// Buffers of one write: what the kernel takes at the most.
 const BUFFERS_MAX: usize = 1024;
 
+/// Bytes of the page cache that are written back at a time, and what their ends are multiples of.
+const WRITE_BACK_BYTES: u64 = 8 << 20;
+const WRITE_BACK_PIECE: u64 = 64 << 10;
+
 /// Bytes that a file is extended by first; each further step is twice the one before.
 const STEP_BYTES_MIN: u64 = 64 << 10;
 /// Bytes that a file is extended by at the most: what is scanned in vain after a crash.
@@ -70,7 +74,24 @@ impl Log {
         if self.shared.wrote(&segment, &file, log_end, length, eager) {
             self.store.flusher().enqueue(&self.shared, Lane::Eager);
         }
+        if !eager {
+            self.write_back(&file);
+        }
         Ok(())
+    }
+
+    /// Keeps what waits for the disk small where nobody asks for flushes: the flush of a whole segment at once holds up
+    /// everything else that needs the disk or a processor.
+    fn write_back(&mut self, file: &Arc<dyn File>) {
+        let Some(active) = &mut self.active else { return };
+        // A piece that is not full is written again later.
+        let end = active.position - active.position % WRITE_BACK_PIECE;
+        if end < active.written_back + WRITE_BACK_BYTES
+            || !self.store.begin_write_back(file, active.written_back..end)
+        {
+            return;
+        }
+        active.written_back = end;
     }
 
     fn check_order(&self, batches: &[StampedBatch]) {
@@ -254,6 +275,7 @@ impl Active {
             file,
             index: SparseIndex::default(),
             position: 0,
+            written_back: 0,
             allocated: 0,
             step: STEP_BYTES_MIN,
             checksum: crc32fast::Hasher::new(),

@@ -100,6 +100,8 @@ struct Active {
     index: SparseIndex,
     /// Where the next batch goes. Bytes below are never written again.
     position: u64,
+    /// Bytes below are on their way to the disk, if nobody waits for them to be there.
+    written_back: u64,
     /// Bytes that the file has room for without asking.
     allocated: u64,
     /// Bytes to ask for next.

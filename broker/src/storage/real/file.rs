@@ -10,7 +10,7 @@ use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
 use super::mapping::RealMapping;
-use super::{past_cache, pieces};
+use super::{past_cache, pieces, write_back};
 use crate::storage::file_system::{File, Mapping};
 
 #[derive(Debug)]
@@ -90,6 +90,10 @@ impl File for RealFile {
 
     fn sync(&self) -> io::Result<()> {
         self.syncs.run(|| self.file.sync_data())
+    }
+
+    fn begin_write_back(&self, range: Range<u64>) {
+        write_back::begin(&self.file, range);
     }
 
     fn map(&self, length: u64) -> io::Result<Arc<dyn Mapping>> {

@@ -6,6 +6,7 @@ mod past_cache;
 mod pieces;
 mod rounds;
 mod threads;
+mod write_back;
 
 use std::fs;
 use std::io;

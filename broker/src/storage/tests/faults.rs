@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use highwater_broker_core::durability::Durability;
 use highwater_broker_core::log::segment_name::SegmentName;
 use highwater_broker_core::time::Wall;
 use highwater_protocol::ids::{DirectoryId, Offset};
@@ -33,6 +34,8 @@ struct Plan {
     /// No room: allocations and small files fail.
     full: AtomicU64,
     directories_synced: Mutex<Vec<PathBuf>>,
+    /// What of segments was to be written back early.
+    written_back: Mutex<Vec<Range<u64>>>,
 }
 
 #[derive(Debug)]
@@ -149,6 +152,12 @@ impl File for FaultyFile {
             }
         }
         self.inner.sync()
+    }
+    fn begin_write_back(&self, range: Range<u64>) {
+        if self.is_segment {
+            self.plan.written_back.lock().push(range.clone());
+        }
+        self.inner.begin_write_back(range);
     }
     fn map(&self, length: u64) -> io::Result<Arc<dyn Mapping>> {
         self.inner.map(length)
@@ -272,4 +281,32 @@ fn a_full_disk_refuses_appends_and_takes_them_again_when_there_is_room() {
     drop(opened);
     let mut opened = directory.open(small_segments());
     assert_eq!(opened.read_all(0).unwrap(), end + 200);
+}
+
+#[test]
+fn what_nobody_flushes_is_written_back_in_parts_and_only_that() {
+    const PART: u64 = 8 << 20;
+    for durability in [Durability::Os, Durability::Fsync] {
+        let directory = Directory::new();
+        let (mut opened, plan) = open(&directory, LogConfig { durability, ..LogConfig::default() });
+        opened.append(7, 100_000);
+        assert!(plan.written_back.lock().is_empty(), "less than a part");
+        // One part at a time: while one is on its way, the next one grows.
+        for _ in 0..40 {
+            opened.append(4, 100_000);
+            if plan.written_back.lock().len() >= 3 {
+                break;
+            }
+        }
+        opened.flush();
+        let parts = plan.written_back.lock().clone();
+        assert_eq!(parts.len() >= 3, durability == Durability::Os, "{durability:?}: {parts:?}");
+        let mut end = 0;
+        for part in parts {
+            assert_eq!(part.start, end, "one after another");
+            assert!(part.end - part.start >= PART && part.end.is_multiple_of(64 << 10), "{part:?}");
+            assert!(part.end <= opened.log.bytes(), "{part:?}");
+            end = part.end;
+        }
+    }
 }
