@@ -14,9 +14,9 @@ use highwater_benches::sample::{Spread, median};
 /// Bytes of a value.
 const VALUE_BYTES: usize = 1024;
 /// Faster than anything goes: what is reached is the maximum.
-const TOO_FAST: u32 = 2_000_000;
+const TOO_FAST: u32 = 500_000;
 /// How long a schedule of that is: a gigabyte or so.
-const MAXIMUM_MILLISECONDS: u32 = 500;
+const MAXIMUM_MILLISECONDS: u32 = 2000;
 /// The part of the maximum at which latency is measured too.
 const PART_OF_MAXIMUM: f64 = 0.7;
 
