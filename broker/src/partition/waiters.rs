@@ -5,9 +5,10 @@ use std::collections::VecDeque;
 use highwater_broker_core::replica::{Condition, Reached, Replica};
 use highwater_broker_core::time::Mono;
 use highwater_protocol::error_code::ErrorCode;
-use highwater_protocol::ids::Offset;
+use highwater_protocol::ids::{Offset, TopicPartition};
 use highwater_protocol::messages::ProduceResult;
 
+use super::handle::Closed;
 use super::ticket::Ticket;
 
 /// A batch that is written and not answered yet.
@@ -100,6 +101,17 @@ impl Waiters {
         self.deadline = None;
     }
 
+    /// Answers those who would wait in vain because the partition is being closed here.
+    pub(crate) fn closing(&mut self, why: Closed, partition: TopicPartition) {
+        match why {
+            Closed::Deleted => self.fail_all("the topic was deleted"),
+            // Nothing is committed here any more: the next leader has their batches, or takes them again.
+            Closed::Moved => self.lost_leadership(&why.error(partition).message),
+            // What is under way is finished. After a failure it is told by whoever finds out.
+            Closed::ShuttingDown | Closed::Failed => {}
+        }
+    }
+
     /// Answers everybody that it is not known whether their batch survives.
     pub(crate) fn fail_all(&mut self, why: &str) {
         for waiter in self.committed.drain(..).chain(self.leader.drain(..)) {
@@ -142,7 +154,7 @@ mod tests {
     use highwater_broker_core::durability::Durability;
     use highwater_broker_core::replica::{Assignment, Input, Opened};
     use highwater_protocol::frame::Splitter;
-    use highwater_protocol::ids::{BrokerEpoch, CorrelationId, LeaderEpoch, NodeId};
+    use highwater_protocol::ids::{BrokerEpoch, CorrelationId, LeaderEpoch, NodeId, PartitionId, TopicId};
     use highwater_protocol::messages::{ProduceReply, Stage};
 
     use super::super::ticket::tickets;
@@ -275,5 +287,24 @@ mod tests {
         // A ticket that is dropped answers too: nobody waits in vain.
         drop(waiter(&outbox, 7, 100));
         assert_eq!(replies(&outbox).0, [(7, ErrorCode::OutcomeUnknown, Stage::Accepted)]);
+    }
+
+    #[test]
+    fn whoever_waits_for_a_partition_that_is_moved_away_is_sent_to_the_next_leader_at_once() {
+        let partition = TopicPartition::new(TopicId(1), PartitionId(0));
+        for (why, told) in [
+            (Closed::Moved, vec![(4, ErrorCode::NotLeader), (5, ErrorCode::OutcomeUnknown)]),
+            (Closed::Deleted, vec![(4, ErrorCode::OutcomeUnknown), (5, ErrorCode::OutcomeUnknown)]),
+            (Closed::ShuttingDown, Vec::new()),
+        ] {
+            let outbox = Arc::new(Outbox::new(1));
+            let mut waiters = Waiters::default();
+            waiters.wait_committed(Waiter { is_idempotent: true, ..waiter(&outbox, 4, 1000) });
+            waiters.wait_leader(waiter(&outbox, 5, 1000));
+            waiters.closing(why, partition);
+            let replies: Vec<_> = replies(&outbox).0.into_iter().map(|(id, code, _)| (id, code)).collect();
+            assert_eq!(waiters.count(), 2 - told.len(), "{why:?}");
+            assert_eq!(replies, told, "{why:?}");
+        }
     }
 }

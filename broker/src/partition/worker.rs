@@ -265,9 +265,7 @@ impl Worker {
     fn begin_closing(&mut self, why: Closed, done: oneshot::Sender<()>) {
         self.shared.close(why);
         self.unsubscribe();
-        if why == Closed::Deleted {
-            self.waiters.fail_all("the topic was deleted");
-        }
+        self.waiters.closing(why, self.shared.partition);
         match &mut self.closing {
             // Deleted and shutting down at once: what was deleted must not stay on the disk.
             Some((before, waiting)) => {

@@ -9,6 +9,7 @@ use highwater_protocol::error_code::ErrorCode;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
@@ -22,6 +23,8 @@ use super::output::Output;
 const TURN_AWAY: Duration = Duration::from_secs(1);
 /// Connections that are being turned away at once; more are just closed.
 const TURNING_AWAY_MAX: usize = 64;
+/// How often the operator is told that connections are turned away.
+const TELL_PERIOD: Duration = Duration::from_secs(10);
 /// A pause after an error that will not go away at once, like no file descriptor being left.
 const ERROR_PAUSE: Duration = Duration::from_millis(100);
 
@@ -44,6 +47,7 @@ pub(crate) async fn listen(
 ) {
     let places = Arc::new(Semaphore::new(node.limits.connections_max));
     let turning_away = Arc::new(Semaphore::new(TURNING_AWAY_MAX));
+    let mut told: Option<Instant> = None;
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -72,6 +76,13 @@ pub(crate) async fn listen(
             Err(_full) => {
                 node.metrics.connections_refused.inc();
                 debug!(%peer, "connection turned away: the limit is reached");
+                if told.is_none_or(|at| at.elapsed() >= TELL_PERIOD) {
+                    told = Some(Instant::now());
+                    warn!(
+                        %peer, connections_max = node.limits.connections_max,
+                        "connections are turned away: there are as many as connections_max allows; a client may have several"
+                    );
+                }
                 if let Ok(permit) = Arc::clone(&turning_away).try_acquire_owned() {
                     let limit = node.limits.connections_max;
                     tasks.spawn(async move {

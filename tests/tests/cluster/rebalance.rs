@@ -22,8 +22,8 @@ const RECORDS_TO_MOVE: u64 = 30_000;
 const STEADY: &str = "500000";
 const SLOW: &str = "20000";
 const FAST: &str = "100000000";
-/// Records sent while latencies are taken.
-const RECORDS_TIMED: u64 = 500;
+/// Records of each partition that are sent before anything moves, for a percentile that two runs agree about.
+const ROUNDS_BEFORE: u64 = 10;
 
 /// The bound on the share of one broker: ⌈1.1 × mean⌉.
 fn bound(total: usize, brokers: usize) -> usize {
@@ -77,15 +77,18 @@ async fn balanced(brokers: &Brokers, nodes: &[u32]) -> Result<View> {
     }
 }
 
-/// The 99th percentile of the time to an acknowledgement, over the next records or over a time that has been.
-async fn p99(load: &Steady, from: Instant, to: Option<Instant>) -> Result<Duration> {
-    if to.is_none() {
-        let enough = load.acknowledged() + RECORDS_TIMED;
+/// The 99th percentile of the time to an acknowledgement, of what was sent between two moments, and after the second one
+/// until there are at least so many: a few replicas may move between two records of a producer.
+async fn p99(load: &Steady, from: Instant, to: Instant, least: u64) -> Result<Duration> {
+    let mut latencies = load.latencies(from, to)?;
+    if latencies.len() < least {
         let what = "enough records for a percentile are acknowledged";
-        wait::until_async(what, SERVED_LIMIT, || async { (load.acknowledged() >= enough).then_some(()) })
-            .await?;
+        let enough = wait::until_async(what, SERVED_LIMIT, || async {
+            let latencies = load.latencies(from, Instant::now()).ok()?;
+            (latencies.len() >= least).then_some(latencies)
+        });
+        latencies = enough.await?;
     }
-    let latencies = load.latencies(from, to.unwrap_or_else(Instant::now))?;
     Ok(Duration::from_micros(latencies.value_at_quantile(0.99)))
 }
 
@@ -96,13 +99,14 @@ async fn join_and_leave(brokers: &mut Brokers, partitions: u32) -> Result<()> {
     (options.producers, options.interval) = (1, Duration::from_millis(300));
     let load = Steady::start(&brokers.bootstrap(), options).await?;
     load.served_since(&load.partitions(), Instant::now(), SERVED_LIMIT).await?;
-    let p99_before = p99(&load, Instant::now(), None).await?;
+    let round = u64::from(partitions);
+    let p99_before = p99(&load, Instant::now(), Instant::now(), ROUNDS_BEFORE * round).await?;
     let before = brokers.in_sync(TOPIC).await?;
 
     let joining = Instant::now();
     brokers.join(4).await?;
     let after = balanced(brokers, &[1, 2, 3, 4]).await?;
-    let p99_during = p99(&load, joining, Some(Instant::now())).await?;
+    let p99_during = p99(&load, joining, Instant::now(), round).await?;
     let (count, ideal) = (moved(&before, &after), 3 * partitions as usize / 4);
     println!("{count} of {} replicas moved in {:.1?}, ideal {ideal}", 3 * partitions, joining.elapsed());
     println!("p99 of producers: {p99_before:.1?} before, {p99_during:.1?} during");
@@ -115,9 +119,13 @@ async fn join_and_leave(brokers: &mut Brokers, partitions: u32) -> Result<()> {
     let draining = Instant::now();
     let plan = brokers.highwater_ok(&["cluster", "drain", "4", "--no-wait"])?;
     let drained = balanced(brokers, &[1, 2, 3]).await.with_context(|| format!("the plan: {plan}"))?;
-    let p99_drained = p99(&load, draining, Some(Instant::now())).await?;
+    let taken = draining.elapsed();
+    let p99_drained = p99(&load, draining, Instant::now(), round).await?;
     let count = moved(&after, &drained);
-    println!("drained of {held} replicas, {count} moved, p99 of producers {p99_drained:.1?}");
+    println!("drained of {held} replicas in {taken:.1?}, {count} moved, p99 of producers {p99_drained:.1?}");
+    if partitions >= PARTITIONS_JUDGED && !cfg!(debug_assertions) {
+        ensure!(p99_drained <= 3 * p99_before, "{p99_drained:?} while drained, {p99_before:?} before");
+    }
     ensure!(share(&drained, 4) == (0, 0), "broker 4 still holds {:?}", share(&drained, 4));
     ensure!(5 * count <= 6 * held, "{count} replicas moved to drain {held}");
     brokers.leave(4)?;
