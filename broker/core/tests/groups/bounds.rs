@@ -119,18 +119,15 @@ fn a_thousand_members_join_at_once_and_cost_little() {
             Request::Heartbeat { request: Box::new(request), host: "h".into() }
         })
         .collect();
-    // The quickest of ten rounds: what else the machine does in the meantime only makes others slower.
-    let mut quickest = Duration::MAX;
+    let started = Instant::now();
     for _ in 0..10 {
-        let started = Instant::now();
         for request in &requests {
             let decision = bench.shard.handle(bench.now(), request);
             assert!(decision.records.is_empty() && decision.reply.is_ok());
             bench.shard.accept(bench.now().mono, &decision);
         }
-        quickest = quickest.min(started.elapsed());
     }
-    let each = quickest / 1000;
+    let each = started.elapsed() / 10_000;
     println!("1,000 members: {assignments} assignments, settled in {settled:?} of CPU, {each:?} a heartbeat");
     assert_eq!(bench.log.len(), recorded);
     // 1,000 members at 3 s are 333 heartbeats a second: at 20 µs they would be 0.7 % of a core.
