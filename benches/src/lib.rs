@@ -7,6 +7,7 @@
 pub mod ceiling;
 pub mod highwater;
 pub mod instructions;
+pub mod memory;
 pub mod path;
 pub mod payload;
 pub mod peer;

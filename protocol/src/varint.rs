@@ -27,12 +27,18 @@ pub const fn varint_length(value: i64) -> usize {
 #[inline]
 #[must_use]
 pub fn take_varint(input: &mut &[u8]) -> Option<i64> {
-    let (&first, rest) = input.split_first()?;
-    if first < 0x80 {
-        *input = rest;
-        return Some(unzigzag(u64::from(first)));
+    match *input {
+        [first, rest @ ..] if *first < 0x80 => {
+            *input = rest;
+            Some(unzigzag(u64::from(*first)))
+        }
+        // Lengths and deltas from 64 to 8191: as common as those below.
+        [first, second, rest @ ..] if *second < 0x80 => {
+            *input = rest;
+            Some(unzigzag(u64::from(*first & 0x7f) | u64::from(*second) << 7))
+        }
+        _ => take_long_varint(input),
     }
-    take_long_varint(input)
 }
 
 fn take_long_varint(input: &mut &[u8]) -> Option<i64> {

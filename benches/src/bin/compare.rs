@@ -18,6 +18,9 @@ use highwater_benches::highwater::{BenchReport, FreshBroker, FreshCluster};
 use highwater_benches::sample::median;
 use serde::Serialize;
 
+/// Bytes of a batch of the fan-out, and what each consumer holds: one batch is on its way to each of them.
+const FAN_OUT_BYTES: &str = "512KiB";
+
 #[derive(Debug, Parser)]
 #[command(about = "Highwater beside the raw ceilings of the same minutes: 1 partition, 1 connection")]
 struct Arguments {
@@ -37,7 +40,7 @@ struct Arguments {
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     consumers: u32,
     /// MiB that each of them gets
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..))]
     mebibytes_each: u64,
     /// Where the files are made and removed
     #[arg(long, default_value = ".")]
@@ -172,12 +175,12 @@ fn measure(arguments: &Arguments, directory: &Path) -> Result<Vec<Line>> {
         cold.highwater.push(restarted);
         let flushed = ceiling::produce::run(directory, bytes, Acknowledge::Flushed)?;
         fsync.ceiling_megabytes_per_second.push(flushed.megabytes_per_second());
-        fsync.highwater.push(produce(directory, bytes, "1024", "fsync", false)?.1);
-        let (broker, produced) = produce(directory, bytes, "100", "os", false)?;
+        fsync.highwater.push(produce(directory, bytes, "1024", "fsync", &[])?.1);
+        let (broker, produced) = produce(directory, bytes, "100", "os", &[])?;
         small_batch.highwater.push(produced);
         small_consume.highwater.push(broker.bench(&["consume", "--topic", "bench", "--size", "100"])?);
         drop(broker);
-        small_each.highwater.push(produce(directory, bytes, "100", "os", true)?.1);
+        small_each.highwater.push(produce(directory, bytes, "100", "os", &["--send-each"])?.1);
     }
     Ok(vec![os, fsync, consume, cold, small_batch, small_each, small_consume])
 }
@@ -222,15 +225,17 @@ fn replicated(arguments: &Arguments, directory: &Path) -> Result<Line> {
 /// Many consumers of the same records, each on a connection of its own, beside the fan-out ceiling, in turn.
 fn fan_out(arguments: &Arguments, directory: &Path) -> Result<Line> {
     let mut line = Line::new("consume 1 KiB, many connections", Goal::OfCeiling(0.7));
-    let (each, consumers) = (arguments.mebibytes_each << 20, arguments.consumers);
+    let each = arguments.mebibytes_each << 20;
+    let consumers = arguments.consumers.to_string();
     for pair in 1..=arguments.pairs {
         eprintln!("fan-out pair {pair} of {}", arguments.pairs);
-        let ceiling = ceiling::fanout::run(directory, each, consumers as usize)?;
+        let ceiling = ceiling::fanout::run(directory, each, arguments.consumers as usize)?;
         line.ceiling_megabytes_per_second.push(ceiling.megabytes_per_second());
-        let (broker, _) = produce(directory, each, "1024", "os", false)?;
+        let (broker, _) = produce(directory, each, "1024", "os", &["--batch-bytes", FAN_OUT_BYTES])?;
         settle(directory, 256 << 20)?;
-        let report = broker.bench(&["fanout", "--topic", "bench", "--consumers", &consumers.to_string()])?;
-        let expected = each / 1024 * u64::from(consumers);
+        let command = ["fanout", "--topic", "bench", "--consumers", &consumers, "--in-flight", FAN_OUT_BYTES];
+        let report = broker.bench(&command)?;
+        let expected = each / 1024 * u64::from(arguments.consumers);
         ensure!(report.records == expected, "{} of {expected} records came", report.records);
         line.highwater.push(report);
     }
@@ -239,7 +244,7 @@ fn fan_out(arguments: &Arguments, directory: &Path) -> Result<Line> {
 
 /// Produces into a fresh broker, consumes from it, and once more after it was started anew.
 fn large(directory: &Path, bytes: u64) -> Result<(BenchReport, BenchReport, BenchReport)> {
-    let (mut broker, produced) = produce(directory, bytes, "1024", "os", false)?;
+    let (mut broker, produced) = produce(directory, bytes, "1024", "os", &[])?;
     let arguments = ["consume", "--topic", "bench", "--size", "1024"];
     settle(directory, 256 << 20)?;
     let consumed = broker.bench(&arguments)?;
@@ -258,13 +263,13 @@ fn large(directory: &Path, bytes: u64) -> Result<(BenchReport, BenchReport, Benc
     Ok((produced, consumed, restarted))
 }
 
-/// Produces `bytes` in values of `size` into a fresh broker.
+/// Produces `bytes` in values of `size` into a fresh broker, with `more` flags.
 fn produce(
     directory: &Path,
     bytes: u64,
     size: &str,
     durability: &str,
-    send_each: bool,
+    more: &[&str],
 ) -> Result<(FreshBroker, BenchReport)> {
     let records = (bytes / size.parse::<u64>()?).to_string();
     let broker = FreshBroker::start(directory)?;
@@ -272,9 +277,7 @@ fn produce(
     settle(directory, bytes + bytes / 2)?;
     let mut arguments = vec!["produce", "--topic", "bench", "--create", "--durability", durability];
     arguments.extend(["--records", &records, "--size", size]);
-    if send_each {
-        arguments.push("--send-each");
-    }
+    arguments.extend(more);
     let report = broker.bench(&arguments)?;
     ensure!(
         report.records.to_string() == records,

@@ -9,14 +9,15 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use highwater_benches::ceiling;
 use highwater_benches::highwater::{BenchReport, FreshBroker, FreshCluster};
+use highwater_benches::memory::{KEPT_BYTES_MAX, Kept};
 use highwater_benches::sample::{Spread, median};
 
 /// Bytes of a value.
 const VALUE_BYTES: usize = 1024;
 /// Faster than anything goes: what is reached is the maximum.
-const TOO_FAST: u32 = 500_000;
+const TOO_FAST: u32 = 1_000_000;
 /// How long a schedule of that is: a gigabyte or so.
-const MAXIMUM_MILLISECONDS: u32 = 2000;
+const MAXIMUM_MILLISECONDS: u32 = 1000;
 /// The part of the maximum at which latency is measured too.
 const PART_OF_MAXIMUM: f64 = 0.7;
 
@@ -38,9 +39,26 @@ struct Arguments {
     /// Wait for the moments of the schedule by looking again and again
     #[arg(long)]
     spin: bool,
+    /// MiB of free memory that a virtual machine does not give back to its host meanwhile; 0: whatever it does
+    #[arg(long, default_value_t = KEPT_BYTES_MAX >> 20, value_parser = clap::value_parser!(u64).range(..=KEPT_BYTES_MAX >> 20))]
+    keep_memory: u64,
     /// Where the files are made and removed
     #[arg(long, default_value = ".")]
     directory: PathBuf,
+}
+
+impl Arguments {
+    /// How long a schedule of so many values a second may be, warm-up of a second included, for the memory that is kept: half of
+    /// that are blocks as the broker takes them.
+    fn milliseconds_in_memory(&self, rate: u32) -> u32 {
+        let milliseconds = self.seconds.min(3) * 1000;
+        if self.keep_memory == 0 {
+            return milliseconds;
+        }
+        let values = (self.keep_memory << 20) / 2 / VALUE_BYTES as u64;
+        let room = values * 1000 / u64::from(rate.max(1));
+        milliseconds.min(u32::try_from(room).unwrap_or(u32::MAX).saturating_sub(1000)).max(500)
+    }
 }
 
 /// What is measured of one case: p50, p99 and p99.9 of each run, in microseconds.
@@ -87,6 +105,7 @@ fn main() -> Result<ExitCode> {
         .tempdir_in(&arguments.directory)
         .with_context(|| format!("make a directory in {}", arguments.directory.display()))?;
     let directory = directory.path();
+    let kept = Kept::new(arguments.keep_memory << 20)?;
     let count = arguments.rate as usize * arguments.seconds as usize;
     let milliseconds = arguments.seconds * 1000;
     let mut runs: [Runs; 7] = Default::default();
@@ -105,6 +124,7 @@ fn main() -> Result<ExitCode> {
         let rate = arguments.replicated_rate;
         replicated.broker(&cluster.bench(&latency(&arguments, "fsync", rate, milliseconds))?)?;
     }
+    drop(kept);
     Ok(print(&arguments, &runs))
 }
 
@@ -119,7 +139,7 @@ fn near_the_maximum(arguments: &Arguments, directory: &Path) -> Result<BenchRepo
     eprintln!("  at most {:.0} a second, now {rate}", most.records_per_second);
     drop(broker);
     let broker = FreshBroker::start(directory)?;
-    broker.bench(&latency(arguments, "os", rate, arguments.seconds.min(3) * 1000))
+    broker.bench(&latency(arguments, "os", rate, arguments.milliseconds_in_memory(rate)))
 }
 
 fn latency(arguments: &Arguments, durability: &str, rate: u32, milliseconds: u32) -> Vec<String> {
@@ -134,8 +154,9 @@ fn latency(arguments: &Arguments, durability: &str, rate: u32, milliseconds: u32
 fn print(arguments: &Arguments, runs: &[Runs; 7]) -> ExitCode {
     let [echo, one_by_one, synced, os, fsync, most, replicated] = runs;
     println!(
-        "{} pairs, {} values of {VALUE_BYTES} bytes a second for {} s, microseconds since each was due, medians\n",
-        arguments.pairs, arguments.rate, arguments.seconds
+        "{} pairs, {} values of {VALUE_BYTES} bytes a second for {} s, microseconds since each was due, medians; {} MiB of \
+         free memory kept\n",
+        arguments.pairs, arguments.rate, arguments.seconds, arguments.keep_memory
     );
     println!("{:<52} {:>7} {:>7} {:>7}", "", "p50", "p99", "p99.9");
     echo.print("raw: loopback and back", "");

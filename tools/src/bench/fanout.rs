@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use highwater_client::{Client, StartAt};
+use highwater_client::{Client, Consumer, StartAt};
 use parking_lot::Mutex;
 use serde_json::{Map, json};
 use tokio::task::JoinSet;
@@ -78,25 +78,24 @@ async fn once(
     facts: &TopicFacts,
     wanted: u64,
 ) -> anyhow::Result<Report> {
+    let consumers = connected(clients, args, global.timeout).await?;
     let progress = Progress::new(Some(wanted * clients.len() as u64), Unit::Records);
     let generator = Generator::start();
     let start = Instant::now();
     let begun = Place { at: start, records: 0, done: false };
-    let consumers = vec![begun; clients.len()];
-    let board = Board { measured: Measured::new(start)?, records: 0, bytes: 0, consumers };
+    let places = vec![begun; consumers.len()];
+    let board = Board { measured: Measured::new(start)?, records: 0, bytes: 0, consumers: places };
     let board = Arc::new(Mutex::new(board));
-    let mut consumers = JoinSet::new();
-    for (index, client) in clients.iter().enumerate() {
-        let consumer = client.consumer(&args.topic).from(StartAt::Earliest);
-        let consumer = consumer.memory_bytes(usize::try_from(args.in_flight)?);
-        consumers.spawn(consume(consumer, index, wanted, Arc::clone(&board)));
+    let mut tasks = JoinSet::new();
+    for (index, consumer) in consumers.into_iter().enumerate() {
+        tasks.spawn(consume(consumer, index, wanted, Arc::clone(&board)));
     }
     let mut done = Latencies::new()?;
     let mut last = start;
     let mut look = tokio::time::interval(LOOK);
-    while !consumers.is_empty() {
+    while !tasks.is_empty() {
         tokio::select! {
-            Some(consumer) = consumers.join_next() => {
+            Some(consumer) = tasks.join_next() => {
                 let at: Instant = consumer.context("a consumer's task ended")??;
                 done.add(at - start, 1);
                 last = last.max(at);
@@ -137,14 +136,48 @@ async fn once(
     })
 }
 
-/// Takes `wanted` records, whose checksums the client verifies; returns when it had them.
+/// A consumer of each client that has got something: connecting is not what is measured.
+async fn connected(
+    clients: &[Client],
+    args: &BenchFanoutArgs,
+    timeout: Duration,
+) -> anyhow::Result<Vec<Consumer>> {
+    let mut tasks = JoinSet::new();
+    for client in clients {
+        let consumer = client.consumer(&args.topic).from(StartAt::Earliest);
+        let consumer = consumer.memory_bytes(usize::try_from(args.in_flight)?);
+        tasks.spawn(async move {
+            let mut consumer = consumer.build().await?;
+            match consumer.next_batch().await {
+                Some(Ok(_)) => Ok(consumer),
+                Some(Err(error)) => Err(error.into()),
+                None => Err(anyhow::anyhow!("the consumer ended before it got anything")),
+            }
+        });
+    }
+    let mut consumers = Vec::with_capacity(clients.len());
+    loop {
+        let next = tokio::time::timeout(timeout, tasks.join_next()).await.with_context(|| {
+            let (got, all) = (consumers.len(), clients.len());
+            format!("{got} of {all} consumers got something, and no further one for {timeout:?}")
+        })?;
+        match next {
+            Some(consumer) => consumers.push(consumer.context("a consumer's task ended")??),
+            None => return Ok(consumers),
+        }
+    }
+}
+
+/// Takes `wanted` records from the start, whose checksums the client verifies; returns when it had them.
 async fn consume(
-    consumer: highwater_client::ConsumerBuilder,
+    mut consumer: Consumer,
     index: usize,
     wanted: u64,
     board: Arc<Mutex<Board>>,
 ) -> anyhow::Result<Instant> {
-    let mut consumer = consumer.build().await?;
+    for partition in consumer.partitions() {
+        consumer.seek(partition, StartAt::Earliest).await?;
+    }
     let mut records = 0;
     loop {
         let asked = Instant::now();

@@ -55,6 +55,8 @@ impl Threads {
         let mut state = self.shared.state.lock();
         state.queue.push_back(job);
         if state.queue.len() <= state.idle || state.running == self.count_max {
+            // Before it is woken: it would find the lock taken, and wait for it by giving up its processor.
+            drop(state);
             self.shared.wake.notify_one();
             return;
         }
