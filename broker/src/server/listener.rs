@@ -35,6 +35,9 @@ pub(crate) type Listener = (TcpListener, SocketAddr);
 pub(crate) async fn bind(address: &str) -> io::Result<Listener> {
     let listener = TcpListener::bind(address).await?;
     let bound = listener.local_addr()?;
+    if let Err(error) = send_unpaced(&listener, bound) {
+        debug!(%error, %bound, "set TCP_CONGESTION");
+    }
     Ok((listener, bound))
 }
 
@@ -95,6 +98,22 @@ pub(crate) async fn listen(
     }
 }
 
+/// Has the connections of a listener on loopback send as fast as the other side takes: there is no congestion within a machine, and
+/// an algorithm that paces, which may be the default (BBR), sets a timer for every few packets. All kernels have Reno, which
+/// does not. Connections take it from their listener; one that began with BBR would be paced with any other one too.
+#[cfg(target_os = "linux")]
+fn send_unpaced(listener: &TcpListener, bound: SocketAddr) -> io::Result<()> {
+    if bound.ip().is_loopback() {
+        rustix::net::sockopt::set_tcp_congestion(listener, "reno")?;
+    }
+    Ok(())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn send_unpaced(_listener: &TcpListener, _bound: SocketAddr) -> io::Result<()> {
+    Ok(())
+}
+
 async fn turn_away(mut stream: TcpStream, limit: usize) -> io::Result<()> {
     let mut output = Output::default();
     let fault = Fault::new(
@@ -106,4 +125,21 @@ async fn turn_away(mut stream: TcpStream, limit: usize) -> io::Result<()> {
         output.write_some(&mut stream).await?;
     }
     stream.shutdown().await
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use rustix::net::sockopt::tcp_congestion;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn only_connections_on_loopback_leave_the_algorithm_of_the_system() {
+        let (listener, address) = bind("127.0.0.1:0").await.unwrap();
+        let (client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let ((stream, _), client) = (accepted.unwrap(), client.unwrap());
+        assert_eq!(tcp_congestion(&stream).unwrap(), "reno");
+        let (everywhere, _) = bind("0.0.0.0:0").await.unwrap();
+        assert_eq!(tcp_congestion(&everywhere).unwrap(), tcp_congestion(&client).unwrap());
+    }
 }
