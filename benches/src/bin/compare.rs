@@ -18,8 +18,8 @@ use highwater_benches::highwater::{BenchReport, FreshBroker, FreshCluster};
 use highwater_benches::sample::median;
 use serde::Serialize;
 
-/// Bytes of a batch of the fan-out, and what each consumer holds: one batch is on its way to each of them.
-const FAN_OUT_BYTES: &str = "512KiB";
+/// Bytes of a batch of the fan-out, and what each consumer holds: one or two batches are on their way to each of them.
+const FAN_OUT_BYTES: &str = "768KiB";
 /// Runs of the fan-out, each of whose median counts for a pair: sockets of a thousand connections take hundreds of megabytes, and a
 /// virtual machine has to get them back from its host first.
 const FAN_OUT_RUNS: usize = 3;

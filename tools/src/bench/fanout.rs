@@ -1,10 +1,11 @@
 //! `bench fanout`: many consumers of the same records, each on a connection of its own.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use highwater_client::{Client, Consumer, StartAt};
+use highwater_client::{Client, Consumer, Offset, PartitionId, StartAt};
 use parking_lot::Mutex;
 use serde_json::{Map, json};
 use tokio::task::JoinSet;
@@ -13,7 +14,7 @@ use super::connections;
 use super::machine::Generator;
 use super::report::{Latencies, Report, publish};
 use super::series::Measured;
-use super::topic::{self, TopicFacts, records_there};
+use super::topic::{self, TopicFacts};
 use crate::args::{BenchFanoutArgs, Global};
 use crate::output::{self, Answer, Progress, Unit};
 
@@ -27,6 +28,9 @@ struct Board {
     bytes: u64,
     consumers: Vec<Place>,
 }
+
+/// A partition, and from where to where it can be read.
+type Readable = (PartitionId, Range<Offset>);
 
 /// How far a consumer is.
 #[derive(Debug, Clone, Copy)]
@@ -55,7 +59,8 @@ impl Board {
 /// Runs the bench, as often as asked.
 pub(crate) async fn run(global: &Global, client: &Client, args: BenchFanoutArgs) -> anyhow::Result<Answer> {
     let facts = topic::ask(client, &args.topic).await?;
-    let there = records_there(client, &args.topic).await?;
+    let ranges = topic::ranges(client, &args.topic).await?;
+    let there = ranges.iter().map(|(_, range)| range.end.get() - range.start.get()).sum();
     let wanted = args.records.unwrap_or(there);
     anyhow::ensure!(
         wanted > 0 && there >= wanted,
@@ -65,7 +70,7 @@ pub(crate) async fn run(global: &Global, client: &Client, args: BenchFanoutArgs)
     let clients = connections::make(global, args.consumers).await?;
     let mut runs = Vec::new();
     for _run in 0..args.repeat {
-        runs.push(once(global, &clients, &args, &facts, wanted).await?);
+        runs.push(once(global, &clients, &args, &facts, (wanted, &ranges)).await?);
     }
     publish(global, &args.report, &runs)?;
     Ok(Answer::Yes)
@@ -76,9 +81,9 @@ async fn once(
     clients: &[Client],
     args: &BenchFanoutArgs,
     facts: &TopicFacts,
-    wanted: u64,
+    (wanted, ranges): (u64, &[Readable]),
 ) -> anyhow::Result<Report> {
-    let consumers = connected(clients, args, global.timeout).await?;
+    let consumers = connected(clients, args, ranges, global.timeout).await?;
     let progress = Progress::new(Some(wanted * clients.len() as u64), Unit::Records);
     let generator = Generator::start();
     let start = Instant::now();
@@ -88,7 +93,7 @@ async fn once(
     let board = Arc::new(Mutex::new(board));
     let mut tasks = JoinSet::new();
     for (index, consumer) in consumers.into_iter().enumerate() {
-        tasks.spawn(consume(consumer, index, wanted, Arc::clone(&board)));
+        tasks.spawn(consume(consumer, index, (wanted, ranges.to_vec()), Arc::clone(&board)));
     }
     let mut done = Latencies::new()?;
     let mut last = start;
@@ -136,18 +141,23 @@ async fn once(
     })
 }
 
-/// A consumer of each client that has got something: connecting is not what is measured.
+/// A consumer of each client that has got the last records that there are, and nothing is on its way to: connecting is
+/// not what is measured.
 async fn connected(
     clients: &[Client],
     args: &BenchFanoutArgs,
+    ranges: &[Readable],
     timeout: Duration,
 ) -> anyhow::Result<Vec<Consumer>> {
     let mut tasks = JoinSet::new();
+    let filled = ranges.iter().find(|(_, range)| !range.is_empty());
+    let (partition, range) = filled.cloned().context("the topic has no records")?;
     for client in clients {
-        let consumer = client.consumer(&args.topic).from(StartAt::Earliest);
+        let consumer = client.consumer(&args.topic).from(StartAt::Latest);
         let consumer = consumer.memory_bytes(usize::try_from(args.in_flight)?);
         tasks.spawn(async move {
             let mut consumer = consumer.build().await?;
+            consumer.seek(partition, StartAt::Offset(Offset(range.end.get() - 1))).await?;
             match consumer.next_batch().await {
                 Some(Ok(_)) => Ok(consumer),
                 Some(Err(error)) => Err(error.into()),
@@ -172,11 +182,11 @@ async fn connected(
 async fn consume(
     mut consumer: Consumer,
     index: usize,
-    wanted: u64,
+    (wanted, ranges): (u64, Vec<Readable>),
     board: Arc<Mutex<Board>>,
 ) -> anyhow::Result<Instant> {
-    for partition in consumer.partitions() {
-        consumer.seek(partition, StartAt::Earliest).await?;
+    for (partition, range) in ranges {
+        consumer.seek(partition, StartAt::Offset(range.start)).await?;
     }
     let mut records = 0;
     loop {

@@ -1,9 +1,10 @@
 //! The topic of a bench: made when asked for, and asked about what it promises.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use anyhow::Context;
-use highwater_client::{Client, ErrorKind, NewTopic, PartitionId, StartAt};
+use highwater_client::{Client, ErrorKind, ListedOffset, NewTopic, Offset, PartitionId, StartAt};
 
 use crate::args::BenchTopicArgs;
 use crate::topic::setting;
@@ -79,15 +80,24 @@ pub(crate) async fn ask(client: &Client, name: &str) -> anyhow::Result<TopicFact
 
 /// Records in all partitions of a topic that was not compacted.
 pub(crate) async fn records_there(client: &Client, topic: &str) -> anyhow::Result<u64> {
+    Ok(ranges(client, topic).await?.iter().map(|(_, range)| range.end.get() - range.start.get()).sum())
+}
+
+/// From where to where the partitions of a topic can be read, in order.
+pub(crate) async fn ranges(
+    client: &Client,
+    topic: &str,
+) -> anyhow::Result<Vec<(PartitionId, Range<Offset>)>> {
     let admin = client.admin();
     let starts = admin.list_offsets(topic, &[], StartAt::Earliest).await?;
     let ends = admin.list_offsets(topic, &[], StartAt::Latest).await?;
-    let starts: BTreeMap<PartitionId, u64> =
-        starts.into_iter().map(|listed| (listed.partition, listed.offset.get())).collect();
-    let there = |listed: &highwater_client::ListedOffset| {
-        listed.offset.get().saturating_sub(starts.get(&listed.partition).copied().unwrap_or(0))
+    let starts: BTreeMap<PartitionId, Offset> =
+        starts.into_iter().map(|listed| (listed.partition, listed.offset)).collect();
+    let range = |listed: &ListedOffset| {
+        let start = starts.get(&listed.partition).copied().unwrap_or(Offset::ZERO);
+        (listed.partition, start..listed.offset.max(start))
     };
-    Ok(ends.iter().map(there).sum())
+    Ok(ends.iter().map(range).collect())
 }
 
 fn same_durability(one: &str, other: &str) -> bool {
