@@ -64,6 +64,11 @@ bench-latency *ARGS:
     cargo build --release -p highwater
     cargo run --release -p highwater-benches --bin latency -- {{ARGS}}
 
+# Ten thousand partitions beside one, in turns; a broker that only has them; its start with them.
+bench-partitions *ARGS:
+    cargo build --release -p highwater
+    cargo run --release -p highwater-benches --bin partitions -- {{ARGS}}
+
 # Instructions of the hot paths under callgrind, against the recorded ones: `just instructions`, `just instructions record`.
 instructions *ARGS:
     benches/instructions.sh {{ARGS}}

@@ -1,12 +1,17 @@
 //! The real broker and its own bench, run as a user would run them.
 
 use std::ffi::OsStr;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use highwater_tests::brokers::{Brokers, Setup};
 use highwater_tests::cluster::{self, BrokerProcess, Options};
+use highwater_tests::wait;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
@@ -32,6 +37,9 @@ pub struct BenchReport {
     pub latency_us: Option<serde_json::Value>,
 }
 
+/// How long a broker may take to be ready.
+pub const READY_LIMIT: Duration = Duration::from_secs(60);
+
 /// A broker with an empty data directory of its own.
 #[derive(Debug)]
 pub struct FreshBroker {
@@ -52,11 +60,34 @@ impl FreshBroker {
         Ok(Self { process: BrokerProcess::start(options)?, _directory: directory })
     }
 
+    /// Waits until it says that it is ready: every partition is open.
+    ///
+    /// # Errors
+    /// When it does not within [`READY_LIMIT`].
+    pub fn ready(&self) -> Result<()> {
+        let address = self.process.addresses().http.context("the broker has no HTTP address")?;
+        wait::until("the broker is ready", READY_LIMIT, || {
+            let mut stream = TcpStream::connect(address).ok()?;
+            stream.write_all(b"GET /health/ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").ok()?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).ok()?;
+            answer.starts_with("HTTP/1.1 200").then_some(())
+        })
+    }
+
     /// Runs `highwater bench` against it.
     ///
     /// # Errors
     /// When the bench does not end well, or prints something else than its report.
     pub fn bench<A: AsRef<OsStr>>(&self, arguments: &[A]) -> Result<BenchReport> {
+        self.bench_as(arguments)
+    }
+
+    /// Runs a bench of `highwater bench` whose report is another one.
+    ///
+    /// # Errors
+    /// As [`FreshBroker::bench`].
+    pub fn bench_as<A: AsRef<OsStr>, R: DeserializeOwned>(&self, arguments: &[A]) -> Result<R> {
         bench(&self.process.bootstrap(), arguments)
     }
 }
@@ -91,7 +122,7 @@ impl FreshCluster {
     }
 }
 
-fn bench<A: AsRef<OsStr>>(bootstrap: &str, arguments: &[A]) -> Result<BenchReport> {
+fn bench<A: AsRef<OsStr>, R: DeserializeOwned>(bootstrap: &str, arguments: &[A]) -> Result<R> {
     let program: PathBuf = cluster::highwater()?;
     let output = Command::new(&program)
         .args(["--bootstrap", bootstrap, "--output", "json", "bench"])

@@ -18,9 +18,12 @@ use crate::observe::tracing::LogFormat;
 
 mod cleaner;
 mod groups;
+mod open_files;
 mod units;
 mod voters;
 pub use cleaner::CleanerConfig;
+use open_files::OPEN_FILES_MIN;
+pub use open_files::{OPEN_FILES_DEFAULT, open_files_within};
 pub use units::{Bytes, Span};
 pub use voters::{VoterAddress, Voters};
 
@@ -130,7 +133,8 @@ pub struct Settings {
     /// Free disk space below which the broker turns read-only [default: 256MiB]
     #[arg(long, env = "HIGHWATER_DISK_RESERVE", value_name = "BYTES")]
     pub disk_reserve: Option<Bytes>,
-    /// Files that are kept open [default: 4096]
+    /// Files of logs that are kept open [default: what connections leave of the descriptors that the process may have, half
+    /// of them at the least, 32768 at most]
     #[arg(long, env = "HIGHWATER_OPEN_FILES_MAX", value_name = "N")]
     pub open_files_max: Option<usize>,
     /// Memory for the ends of logs that are being followed [default: 64MiB]
@@ -360,8 +364,9 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// See [`Settings::disk_reserve`]; bytes.
     pub disk_reserve: u64,
-    /// See [`Settings::open_files_max`].
-    pub open_files_max: usize,
+    /// See [`Settings::open_files_max`]; `None`: [`OPEN_FILES_DEFAULT`]. The program sets what its process
+    /// may open ([`open_files_within`]).
+    pub open_files_max: Option<usize>,
     /// See [`Settings::tail_memory`]; bytes.
     pub tail_memory: u64,
     /// See [`Settings::default_partitions`].
@@ -403,7 +408,7 @@ impl Default for Config {
             idle_timeout: Duration::from_secs(300),
             drain_timeout: Duration::from_secs(20),
             disk_reserve: 256 << 20,
-            open_files_max: 4096,
+            open_files_max: None,
             tail_memory: 64 << 20,
             default_partitions: 1,
             groups_partitions: 16,
@@ -481,7 +486,7 @@ impl Config {
             idle_timeout: settings.idle_timeout.map_or(default.idle_timeout, |span| span.0),
             drain_timeout: settings.drain_timeout.map_or(default.drain_timeout, |span| span.0),
             disk_reserve: settings.disk_reserve.map_or(default.disk_reserve, |bytes| bytes.0),
-            open_files_max: settings.open_files_max.unwrap_or(default.open_files_max),
+            open_files_max: settings.open_files_max,
             tail_memory: settings.tail_memory.map_or(default.tail_memory, |bytes| bytes.0),
             default_partitions: settings.default_partitions.unwrap_or(default.default_partitions),
             groups_partitions: settings.groups_partitions.unwrap_or(default.groups_partitions),
@@ -527,8 +532,8 @@ impl Config {
                 return value(name, "must be at least 1");
             }
         }
-        if self.open_files_max < 16 {
-            return value("open_files_max", "must be at least 16");
+        if self.open_files_max.is_some_and(|files| files < OPEN_FILES_MIN) {
+            return value("open_files_max", &format!("must be at least {OPEN_FILES_MIN}"));
         }
         if self.handshake_timeout.is_zero() || self.idle_timeout < Duration::from_secs(1) {
             return value("idle_timeout", "must be at least 1s, and handshake_timeout above 0");

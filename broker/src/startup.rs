@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::config::Config;
+use crate::config::{Config, OPEN_FILES_DEFAULT};
 use crate::controller::service::ControllerHandle;
 use crate::controller::{BootReport, ListedVoter, Setup};
 use crate::env::Env;
@@ -119,7 +119,7 @@ fn read_state(
     let path = &config.data_dir;
     let failed = |source| StartError::Store { path: path.clone(), source };
     let store_config = StoreConfig {
-        open_files_max: config.open_files_max,
+        open_files_max: config.open_files_max.unwrap_or(OPEN_FILES_DEFAULT),
         disk_reserve_bytes: config.disk_reserve,
         tail_bytes_max: config.tail_memory,
         log_tail_bytes_max: LOG_TAIL_BYTES_MAX.min(config.tail_memory),

@@ -89,3 +89,29 @@ fn two_brokers_do_not_share_a_data_directory() {
     );
     first.check_log(&[]).unwrap();
 }
+
+/// Shells start programs with few descriptors (a soft limit of 1,024 is common) that may take more.
+#[tokio::test]
+async fn a_broker_takes_the_descriptors_that_it_may() {
+    const SOFT_LIMIT: &str = "ulimit -Sn 200 && exec \"$0\" \"$@\"";
+    const PARTITIONS: u32 = 300;
+    let launcher = ["sh", "-c", SOFT_LIMIT].map(str::to_owned).to_vec();
+    let broker = BrokerProcess::start(Options { launcher, ..Options::default() }).unwrap();
+    let client = Client::builder([broker.bootstrap()]).connect().await.unwrap();
+    let topic = NewTopic::new(TOPIC).partitions(PARTITIONS).config("durability", "os");
+    client.admin().create_topic(topic).await.unwrap();
+    let producer = client.producer().build();
+    // What was written with `os` stays open: no flush makes room.
+    let mut deliveries = Vec::new();
+    for partition in 0..PARTITIONS {
+        let record = ProducerRecord::new(TOPIC).partition(PartitionId(partition)).value("value");
+        deliveries.push(producer.send(record).await.unwrap());
+    }
+    for delivery in deliveries {
+        let receipt =
+            wait::within("an acknowledgement", Duration::from_secs(60), delivery).await.unwrap().unwrap();
+        assert_eq!(receipt.offset.0, 0);
+    }
+    producer.close().await.unwrap();
+    broker.check_log(&[]).unwrap();
+}

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
-use highwater_broker::config::{Config, Settings};
+use highwater_broker::config::{Config, Settings, open_files_within};
+use highwater_broker::storage::real::raise_open_files_limit;
 
 use crate::output::Answer;
 
@@ -34,7 +35,10 @@ pub(crate) fn run(args: BrokerArgs) -> anyhow::Result<Answer> {
             "process {parent}, which started the broker, has ended"
         );
     }
-    let config = Config::load(args.settings, args.config.as_deref())?;
+    let mut config = Config::load(args.settings, args.config.as_deref())?;
+    let descriptors = raise_open_files_limit();
+    let connections_max = config.connections_max;
+    config.open_files_max.get_or_insert_with(|| open_files_within(descriptors, connections_max));
     highwater_broker::run(config)?;
     Ok(Answer::Yes)
 }

@@ -8,18 +8,15 @@
 //! Ends with 1 when a goal is missed.
 #![expect(clippy::print_stdout, reason = "a program that prints its findings")]
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::Parser;
-use highwater_benches::highwater::FreshBroker;
+use highwater_benches::highwater::{FreshBroker, READY_LIMIT};
 use highwater_tests::{residency, wait};
 
-const READY_LIMIT: Duration = Duration::from_secs(60);
 const EMPTY_START_MAX: Duration = Duration::from_millis(100);
 const RESTART_MAX: Duration = Duration::from_secs(1);
 const IDLE_BYTES_MAX: u64 = 20_000_000;
@@ -52,7 +49,7 @@ fn main() -> Result<ExitCode> {
     for _ in 0..arguments.runs {
         let start = Instant::now();
         let mut broker = FreshBroker::start(&arguments.directory)?;
-        ready(broker.process.addresses().http)?;
+        broker.ready()?;
         empty.push(start.elapsed());
         idle.push(settled_resident_bytes(&mut broker)?);
     }
@@ -99,20 +96,8 @@ fn main() -> Result<ExitCode> {
 fn restart(broker: &mut FreshBroker) -> Result<Duration> {
     let start = Instant::now();
     broker.process.start_again()?;
-    ready(broker.process.addresses().http)?;
+    broker.ready()?;
     Ok(start.elapsed())
-}
-
-/// Waits until the broker says that it is ready.
-fn ready(address: Option<SocketAddr>) -> Result<()> {
-    let address = address.context("the broker has no HTTP address")?;
-    wait::until("the broker is ready", READY_LIMIT, || {
-        let mut stream = TcpStream::connect(address).ok()?;
-        stream.write_all(b"GET /health/ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).ok()?;
-        answer.starts_with("HTTP/1.1 200").then_some(())
-    })
 }
 
 /// Resident bytes once they have stopped to change.
