@@ -161,7 +161,16 @@ async fn the_first_question_makes_the_internal_topic_and_nobody_else_can_change_
     let cleanup = topic.config.iter().find(|entry| entry.name == "cleanup").unwrap();
     assert_eq!(cleanup.value, "compact");
     let id = TopicId::from(topic.topic_id.unwrap());
-    let refused = peer.produce(id, 0, batch(id, 1, 10), Acks::All).await;
+    // The coordinator is found as soon as its partition is open; this may be another one.
+    let refused = tokio::time::timeout(LIMIT, async {
+        loop {
+            let refused = peer.produce(id, 0, batch(id, 1, 10), Acks::All).await;
+            if code(refused.error) != ErrorCode::LeaderNotReady {
+                return refused;
+            }
+        }
+    });
+    let refused = refused.await.unwrap();
     assert_eq!(code(refused.error), ErrorCode::NotAuthorized, "{}", refused.message);
     let create = CreateTopicRequest { name: "hw-mine".to_owned(), ..CreateTopicRequest::default() };
     let refused = peer.call(&create, &[]).await.unwrap_err();
