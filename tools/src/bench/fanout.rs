@@ -1,11 +1,10 @@
 //! `bench fanout`: many consumers of the same records, each on a connection of its own.
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use highwater_client::{Client, Consumer, Offset, PartitionId, StartAt};
+use highwater_client::{Client, Consumer, Offset, StartAt};
 use parking_lot::Mutex;
 use serde_json::{Map, json};
 use tokio::task::JoinSet;
@@ -14,7 +13,7 @@ use super::connections;
 use super::machine::Generator;
 use super::report::{Latencies, Report, publish};
 use super::series::Measured;
-use super::topic::{self, TopicFacts};
+use super::topic::{self, Readable, TopicFacts};
 use crate::args::{BenchFanoutArgs, Global};
 use crate::output::{self, Answer, Progress, Unit};
 
@@ -28,9 +27,6 @@ struct Board {
     bytes: u64,
     consumers: Vec<Place>,
 }
-
-/// A partition, and from where to where it can be read.
-type Readable = (PartitionId, Range<Offset>);
 
 /// How far a consumer is.
 #[derive(Debug, Clone, Copy)]
@@ -60,7 +56,7 @@ impl Board {
 pub(crate) async fn run(global: &Global, client: &Client, args: BenchFanoutArgs) -> anyhow::Result<Answer> {
     let facts = topic::ask(client, &args.topic).await?;
     let ranges = topic::ranges(client, &args.topic).await?;
-    let there = ranges.iter().map(|(_, range)| range.end.get() - range.start.get()).sum();
+    let there = topic::offsets_in(&ranges);
     let wanted = args.records.unwrap_or(there);
     anyhow::ensure!(
         wanted > 0 && there >= wanted,

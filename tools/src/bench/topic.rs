@@ -80,14 +80,19 @@ pub(crate) async fn ask(client: &Client, name: &str) -> anyhow::Result<TopicFact
 
 /// Records in all partitions of a topic that was not compacted.
 pub(crate) async fn records_there(client: &Client, topic: &str) -> anyhow::Result<u64> {
-    Ok(ranges(client, topic).await?.iter().map(|(_, range)| range.end.get() - range.start.get()).sum())
+    Ok(offsets_in(&ranges(client, topic).await?))
+}
+
+/// A partition, and from where to where it can be read.
+pub(crate) type Readable = (PartitionId, Range<Offset>);
+
+/// How many offsets there are in all.
+pub(crate) fn offsets_in(ranges: &[Readable]) -> u64 {
+    ranges.iter().map(|(_, range)| range.end.get() - range.start.get()).sum()
 }
 
 /// From where to where the partitions of a topic can be read, in order.
-pub(crate) async fn ranges(
-    client: &Client,
-    topic: &str,
-) -> anyhow::Result<Vec<(PartitionId, Range<Offset>)>> {
+pub(crate) async fn ranges(client: &Client, topic: &str) -> anyhow::Result<Vec<Readable>> {
     let admin = client.admin();
     let starts = admin.list_offsets(topic, &[], StartAt::Earliest).await?;
     let ends = admin.list_offsets(topic, &[], StartAt::Latest).await?;
