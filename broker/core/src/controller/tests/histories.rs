@@ -283,6 +283,20 @@ impl World {
         self.propose(id, &all);
     }
 
+    /// Where a move is under way, replicas in sync that are damaged get from a clean one what they lack: a move never ends
+    /// with a clean one handing over to a damaged one. Without moves damaged ones may stay as they are.
+    fn repair(&mut self, id: TopicPartition) {
+        let state = self.state(id);
+        let (damaged, clean): (Vec<NodeId>, Vec<NodeId>) =
+            state.in_sync.iter().partition(|node| state.damaged.contains(*node));
+        if clean.is_empty() || state.adding.is_empty() && state.removing.is_empty() {
+            return;
+        }
+        for node in damaged {
+            self.report(id, node, ReplicaProblem::Recovered, None);
+        }
+    }
+
     /// Everybody comes back and catches up: every partition has to be led again, without an operator.
     fn heal(&mut self) {
         for node in 1..=BROKERS {
@@ -299,6 +313,7 @@ impl World {
         for _round in 0..200 {
             for id in self.ids() {
                 self.grow(id);
+                self.repair(id);
             }
             self.happen(&Event::Step);
         }
@@ -346,4 +361,34 @@ fn h20_what_is_recorded_holds_whoever_comes_or_goes() {
     // Two brokers that have applied the same commands have the same image, whatever their own configuration is.
     let copy = snapshot::decode(&snapshot::encode(&image).unwrap()).unwrap();
     assert_eq!(copy, image);
+}
+
+/// Both replicas that stay are damaged, so the one that goes keeps leading until one of them is not.
+#[test]
+fn a_move_does_not_hand_over_to_a_damaged_replica() {
+    let mut world = World::new();
+    let id = world.ids()[3];
+    let before = world.state(id).replicas;
+    let goes = before[1];
+    world.happen(&Event::Drain { node: goes.get() });
+    let moved = world.state(id);
+    let [arrives] = moved.adding[..] else { panic!("one replica is added: {moved:?}") };
+    for node in [arrives, before[0]] {
+        world.report(id, node, ReplicaProblem::Corrupt, None);
+    }
+    for _round in 0..3 {
+        world.grow(id);
+        world.happen(&Event::Step);
+        let waiting = world.state(id);
+        assert_eq!((waiting.leader, &waiting.removing[..]), (Some(goes), &[goes][..]));
+        assert_eq!(waiting.in_sync.len(), 3, "nobody is dropped meanwhile");
+    }
+    world.report(id, arrives, ReplicaProblem::Recovered, None);
+    for _round in 0..3 {
+        world.grow(id);
+        world.happen(&Event::Step);
+    }
+    let done = world.state(id);
+    assert_eq!((done.leader, done.adding.len(), done.removing.len()), (Some(arrives), 0, 0));
+    assert!(!done.is_replica(goes));
 }
