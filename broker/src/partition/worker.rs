@@ -468,10 +468,8 @@ impl Worker {
         if status.corrupt.iter().copied().ne(holes.clone()) {
             status.corrupt = holes.collect();
         }
-        let replicas = self.replica.progress();
-        if status.replicas != replicas {
-            status.replicas = replicas;
-        }
+        status.replicas.clear();
+        status.replicas.extend(self.replica.progress());
     }
 
     /// Tells the handles where the partition is: before anybody is answered, so that whoever acts on an answer finds what

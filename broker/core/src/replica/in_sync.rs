@@ -36,6 +36,7 @@ impl Ends {
 /// What the leader knows of one replica.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Progress {
+    node: NodeId,
     /// The registration that said so.
     broker_epoch: BrokerEpoch,
     /// Its live session.
@@ -58,7 +59,9 @@ pub struct InSyncSet {
     decided: Vec<(NodeId, BrokerEpoch)>,
     /// Proposed at `version` and neither decided nor void.
     growth: BTreeMap<NodeId, BrokerEpoch>,
-    progress: BTreeMap<NodeId, Progress>,
+    /// One for each replica that is known, by node. A few that lie together: they are gone through for every batch, of
+    /// thousands of partitions.
+    progress: Vec<Progress>,
 }
 
 impl InSyncSet {
@@ -71,16 +74,17 @@ impl InSyncSet {
         now: Mono,
     ) -> Self {
         let mut set =
-            Self { leader: leader.0, version, decided, growth: BTreeMap::new(), progress: BTreeMap::new() };
+            Self { leader: leader.0, version, decided, growth: BTreeMap::new(), progress: Vec::new() };
         set.note_members(now);
         let own = Progress {
+            node: leader.0,
             broker_epoch: leader.1,
             session: None,
             ends,
             caught_up_at: now,
             mark: (ends.log_end, now),
         };
-        set.progress.insert(leader.0, own);
+        set.put(own);
         set
     }
 
@@ -142,23 +146,23 @@ impl InSyncSet {
     /// How far `node` is; zeroes if it has not said.
     #[must_use]
     pub fn ends(&self, node: NodeId) -> Ends {
-        self.progress.get(&node).map_or(Ends::default(), |progress| progress.ends)
+        self.progress_of(node).map_or(Ends::default(), |progress| progress.ends)
     }
 
     /// Whether `node` has a live session.
     #[must_use]
     pub fn is_connected(&self, node: NodeId) -> bool {
-        node == self.leader || self.progress.get(&node).is_some_and(|progress| progress.session.is_some())
+        node == self.leader || self.progress_of(node).is_some_and(|progress| progress.session.is_some())
     }
 
     /// The live session of `node`.
     pub(super) fn session_of(&self, node: NodeId) -> Option<u64> {
-        self.progress.get(&node).and_then(|progress| progress.session)
+        self.progress_of(node).and_then(|progress| progress.session)
     }
 
     /// The registration under which `node` was last heard of.
     pub(super) fn broker_epoch_of(&self, node: NodeId) -> Option<BrokerEpoch> {
-        self.progress.get(&node).map(|progress| progress.broker_epoch)
+        self.progress_of(node).map(|progress| progress.broker_epoch)
     }
 
     /// A newer decision. What was proposed on the one before is decided in it, or void.
@@ -177,14 +181,15 @@ impl InSyncSet {
     /// The leader itself moved on, or was verified.
     pub(super) fn update_own(&mut self, ends: Ends, now: Mono, durability: Durability) {
         let before = self.ends(self.leader).log_end;
-        if let Some(own) = self.progress.get_mut(&self.leader) {
+        let leader = self.leader;
+        if let Some(own) = self.progress.iter_mut().find(|progress| progress.node == leader) {
             own.ends = ends;
         }
         if ends.log_end == before {
             return;
         }
-        for (node, progress) in &mut self.progress {
-            if *node != self.leader
+        for progress in &mut self.progress {
+            if progress.node != leader
                 && progress.session.is_some()
                 && progress.ends.counted(durability) >= before
             {
@@ -206,17 +211,18 @@ impl InSyncSet {
             return false;
         }
         let leader_end = self.ends(self.leader).log_end;
-        let known = self.progress.get(&node).filter(|known| known.broker_epoch == broker_epoch);
+        let known = self.progress_of(node).filter(|known| known.broker_epoch == broker_epoch);
         let flushed_end = known.map_or(Offset::ZERO, |known| known.ends.flushed_end.min(log_end));
-        let caught_up_at = self.progress.get(&node).map_or(now, |known| known.caught_up_at);
+        let caught_up_at = self.progress_of(node).map_or(now, |known| known.caught_up_at);
         let progress = Progress {
+            node,
             broker_epoch,
             session: Some(session),
             ends: Ends { log_end, flushed_end },
             caught_up_at,
             mark: (leader_end, now),
         };
-        self.progress.insert(node, progress);
+        self.put(progress);
         true
     }
 
@@ -240,7 +246,7 @@ impl InSyncSet {
             let live = progress.session == Some(session) || cfg!(hw_mutate = "h7_ack_of_a_dead_session");
             live && progress.broker_epoch == broker_epoch
         };
-        let Some(progress) = self.progress.values_mut().find(live) else { return false };
+        let Some(progress) = self.progress.iter_mut().find(live) else { return false };
         // Acknowledgements may overtake each other; within a session a log only grows.
         progress.ends.log_end = progress.ends.log_end.max(ends.log_end).min(leader_end);
         progress.ends.flushed_end =
@@ -258,8 +264,7 @@ impl InSyncSet {
     /// A session is gone. What its follower had acknowledged stays true of that registration.
     pub(super) fn close_session(&mut self, session: u64, now: Mono, durability: Durability) {
         let leader_end = self.ends(self.leader).log_end;
-        if let Some(progress) = self.progress.values_mut().find(|progress| progress.session == Some(session))
-        {
+        if let Some(progress) = self.progress.iter_mut().find(|progress| progress.session == Some(session)) {
             progress.session = None;
             if progress.ends.counted(durability) >= leader_end {
                 progress.caught_up_at = now;
@@ -283,17 +288,24 @@ impl InSyncSet {
         let keeps_up = |node: NodeId| self.lags_from(node, durability).is_none_or(|from| from > now);
         let kept = self.decided.iter().filter(|(node, _)| keeps_up(*node));
         let kept = kept.map(|(node, decided)| {
-            let live = self.progress.get(node).filter(|progress| progress.session.is_some());
+            let live = self.progress_of(*node).filter(|progress| progress.session.is_some());
             (*node, live.map_or(*decided, |progress| progress.broker_epoch))
         });
         // Below `min_in_sync` the watermark stands still, and who was left behind is not behind it: it would join and
         // leave for ever if it did not have to keep up as well.
         let outside = replicas.iter().filter(|node| !self.contains(**node) && keeps_up(**node));
         let joining = outside.filter_map(|node| {
-            let progress = self.progress.get(node).filter(|progress| progress.session.is_some())?;
+            let progress = self.progress_of(*node).filter(|progress| progress.session.is_some())?;
             (progress.ends.counted(durability) >= join_at).then_some((*node, progress.broker_epoch))
         });
         kept.chain(joining).collect()
+    }
+
+    /// Whether nobody else is a replica, or was proposed to be one: then the set is as it should be.
+    pub(super) fn is_alone(&self, replicas: &[NodeId]) -> bool {
+        replicas == [self.leader]
+            && self.growth.is_empty()
+            && matches!(self.decided[..], [(member, _)] if member == self.leader)
     }
 
     /// Notes that `wanted` is about to be proposed; `false` if there is nothing to propose.
@@ -319,7 +331,7 @@ impl InSyncSet {
 
     /// What nobody else has to be asked for.
     pub(super) fn check_invariants(&self) {
-        for progress in self.progress.values() {
+        for progress in &self.progress {
             assert!(progress.ends.flushed_end <= progress.ends.log_end, "flushed past the log end: {self:?}");
         }
         assert!(self.growth.keys().all(|node| !self.contains(*node)), "a member is proposed: {self:?}");
@@ -328,7 +340,7 @@ impl InSyncSet {
     /// When a member that is behind, or away, has been so for too long.
     fn lags_from(&self, node: NodeId, durability: Durability) -> Option<Mono> {
         let leader_end = self.ends(self.leader).log_end;
-        let progress = self.progress.get(&node)?;
+        let progress = self.progress_of(node)?;
         let caught_up = progress.session.is_some() && progress.ends.counted(durability) >= leader_end;
         (node != self.leader && !caught_up).then(|| progress.caught_up_at.after(REPLICA_LAG_MAX))
     }
@@ -337,14 +349,29 @@ impl InSyncSet {
     fn note_members(&mut self, now: Mono) {
         for (node, broker_epoch) in &self.decided {
             self.growth.remove(node);
-            let known = self.progress.entry(*node);
-            known.or_insert(Progress {
-                broker_epoch: *broker_epoch,
-                session: None,
-                ends: Ends::default(),
-                caught_up_at: now,
-                mark: (Offset::ZERO, now),
-            });
+            if let Err(place) = self.progress.binary_search_by_key(node, |progress| progress.node) {
+                let unheard = Progress {
+                    node: *node,
+                    broker_epoch: *broker_epoch,
+                    session: None,
+                    ends: Ends::default(),
+                    caught_up_at: now,
+                    mark: (Offset::ZERO, now),
+                };
+                self.progress.insert(place, unheard);
+            }
+        }
+    }
+
+    fn progress_of(&self, node: NodeId) -> Option<&Progress> {
+        self.progress.iter().find(|progress| progress.node == node)
+    }
+
+    /// Takes in what is known of a replica now.
+    fn put(&mut self, new: Progress) {
+        match self.progress.binary_search_by_key(&new.node, |progress| progress.node) {
+            Ok(place) => self.progress[place] = new,
+            Err(place) => self.progress.insert(place, new),
         }
     }
 
@@ -354,8 +381,7 @@ impl InSyncSet {
 
     /// What the registration `broker_epoch` of `node` has; zeroes if only another one has said anything.
     fn ends_of(&self, node: NodeId, broker_epoch: BrokerEpoch) -> Ends {
-        self.progress
-            .get(&node)
+        self.progress_of(node)
             .filter(|progress| {
                 progress.broker_epoch == broker_epoch || cfg!(hw_mutate = "ack_of_another_registration")
             })

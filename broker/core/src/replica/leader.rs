@@ -140,7 +140,7 @@ impl Replica {
     fn propose(&mut self, now: Mono, out: &mut Vec<Output>) {
         let gate = self.durability.gate();
         let (State::Leader(leader), Some(assignment)) = (&mut self.state, &self.assignment) else { return };
-        if !leader.may_propose(now) {
+        if !leader.may_propose(now) || leader.set.is_alone(&assignment.replicas) {
             return;
         }
         // Who joins has everything that is committed, including what was before this epoch began: the watermark that this

@@ -289,17 +289,17 @@ impl Replica {
         self.assignment.as_ref().map_or(0, |assignment| assignment.in_sync.len() as u32)
     }
 
-    /// How far every replica is, as its leader knows it; empty if it does not lead.
-    #[must_use]
-    pub fn progress(&self) -> Vec<ReplicaProgress> {
-        let (Some(set), Some(assignment)) = (self.in_sync(), &self.assignment) else { return Vec::new() };
-        let of = |node: &NodeId| ReplicaProgress {
-            node: *node,
-            ends: set.ends(*node),
-            in_sync: set.contains(*node),
-            connected: set.is_connected(*node),
-        };
-        assignment.replicas.iter().map(of).collect()
+    /// How far every replica is, as its leader knows it; nothing if it does not lead.
+    pub fn progress(&self) -> impl Iterator<Item = ReplicaProgress> + '_ {
+        let leading = self.in_sync().zip(self.assignment.as_ref());
+        leading.into_iter().flat_map(|(set, assignment)| {
+            assignment.replicas.iter().map(|node| ReplicaProgress {
+                node: *node,
+                ends: set.ends(*node),
+                in_sync: set.contains(*node),
+                connected: set.is_connected(*node),
+            })
+        })
     }
 
     /// Whether it leads and requests that need the end can be answered: the high watermark has reached the start of the

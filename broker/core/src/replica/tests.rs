@@ -108,6 +108,26 @@ fn under_os_what_is_written_is_committed_and_said_to_be_written() {
 }
 
 #[test]
+fn a_growth_that_is_not_wanted_any_more_is_withdrawn_also_by_a_leader_that_is_alone_again() {
+    let (other, other_epoch, os) = (NodeId(2), BrokerEpoch(5), Durability::Os);
+    let mut start = start_with(os);
+    start.assignment.replicas = vec![NODE, other];
+    let mut replica = lead(start);
+    let opened =
+        Input::SessionOpened { session: 1, node: other, broker_epoch: other_epoch, log_end: Offset(10) };
+    let propose = |in_sync: Vec<_>| Output::Propose { version: 0, leader_epoch: LeaderEpoch(5), in_sync };
+    assert_eq!(step(&mut replica, opened), [propose(vec![(NODE, OWN), (other, other_epoch)])]);
+    step(&mut replica, Input::ProposalRefused { version: 0 });
+    let in_sync = replica.in_sync().unwrap();
+    assert!(in_sync.maximal().any(|(node, _)| node == other), "it may still be decided");
+    let alone = Assignment { replicas: vec![NODE], ..replica.assignment().cloned().unwrap() };
+    step(&mut replica, Input::Assigned { assignment: alone, own_epoch: OWN });
+    let mut out = Vec::new();
+    replica.step(NOW.after(PROPOSAL_PAUSE), Input::Tick, &mut out);
+    assert_eq!(out, [propose(vec![(NODE, OWN)])], "a new version makes the growth void");
+}
+
+#[test]
 fn a_flush_of_another_generation_is_dropped() {
     let mut replica = lead(start());
     step(&mut replica, appended(12));
